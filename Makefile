@@ -1,0 +1,76 @@
+# `make` alone lists the targets. Each installs what it misses (Debian packages, a Python
+# environment in .venv) and says so before it does.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint bench soak kernel kernel-check fresh requirements clean
+
+# uv must use the Python that is here, never fetch one.
+export UV_PYTHON_DOWNLOADS := never
+
+PYTHON := .venv/bin/python
+ENVIRONMENT := .venv/requirements-installed
+PYTEST := $(PYTHON) -m pytest
+# Two workers: a machine under test is one busy core. More do not help on small hosts.
+WORKERS ?= 2
+
+help: ## this list
+	@echo "Bugcheck Lab: crashes security-sensor drivers before they ship. Start with: make demo"
+	@echo
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; \
+		do printf '  make %-13s %s\n' "$$name" "$$text"; done
+	@echo
+	@echo "LAB_ACCEPT_DEBUGGER_TERMS=1 lets demo, test and soak use Microsoft's debugger engine as"
+	@echo "a judge (docs/pykd.md); without it those tests are skipped."
+
+demo: $(ENVIRONMENT) machine-packages ## a bad content file stops a machine: its screen, its dump, the culprit
+	$(PYTHON) -m images.test_kernel.demo
+
+test: $(ENVIRONMENT) machine-packages ## every test, on real virtual machines
+	$(PYTEST) -n $(WORKERS) --dist worksteal -m "not soak"
+
+lint: $(ENVIRONMENT) ## ruff and mypy --strict
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+bench: $(ENVIRONMENT) machine-packages ## time from power-on to agent and from crash to next boot
+	$(PYTHON) -m benchmarks.boot
+
+soak: $(ENVIRONMENT) machine-packages ## 100 crash cycles; each dump must bear its own cycle's nonce
+	$(PYTEST) -n $(WORKERS) --dist worksteal -m soak --timeout 3600
+
+kernel: $(ENVIRONMENT) ## rebuild the test kernel and the example drivers (clang, lld)
+	@.ci/debian-packages kernel
+	$(PYTHON) -m images.test_kernel.compile
+	$(PYTHON) -m examples.sensor.build
+
+kernel-check: $(ENVIRONMENT) machine-packages ## rebuild them elsewhere: same bytes, or the same tests pass
+	@.ci/debian-packages kernel
+	$(PYTHON) -m examples.sensor.build --check
+	$(PYTHON) -m images.test_kernel.compile --check
+
+fresh: ## demo and test on a bare Debian 12 made for the purpose (root)
+	@.ci/debian-packages fresh
+	.ci/fresh
+
+requirements: $(ENVIRONMENT) ## compile the pinned requirements again, after a change in pyproject.toml
+	.venv/bin/uv pip compile -q --no-emit-index-url --no-emit-find-links --generate-hashes \
+		--python-version 3.11 --custom-compile-command "make requirements" \
+		--extra dev pyproject.toml -o requirements/dev.txt
+
+clean: ## remove the Python environment and what targets made
+	rm -rf .venv .work build
+
+.PHONY: machine-packages
+machine-packages:
+	@.ci/debian-packages machines debugger
+
+$(ENVIRONMENT): requirements/uv.txt requirements/dev.txt
+	@.ci/debian-packages python
+	@echo "Installing the pinned Python packages into .venv"
+	[ -x $(PYTHON) ] || python3 -m venv .venv
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	VIRTUAL_ENV=.venv .venv/bin/uv pip sync --quiet --require-hashes requirements/dev.txt requirements/uv.txt
+	@touch $@

@@ -1,0 +1,1 @@
+"""Makes the folder of this file the root that tests import from."""
