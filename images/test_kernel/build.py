@@ -287,7 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Builds a bootable qcow2 image of the test kernel; needs no root.",
         epilog=r"""example:
   python -m images.test_kernel.build out.qcow2 \
-      --driver sensor=examples/sensor/built/a-O2/sensor.sys \
+      --driver sensor=examples/sensor/built/a-o2/sensor.sys \
       --file 'C:\Windows\System32\drivers\Sensor\C-00000291-1.sys=killer.sys'
   qemu-system-x86_64 -accel tcg -m 64 -drive file=out.qcow2,if=ide -debugcon stdio""",
         formatter_class=argparse.RawDescriptionHelpFormatter,

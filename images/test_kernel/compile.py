@@ -95,7 +95,7 @@ def build_kernel(out: Path) -> None:
         _run(
             "lld-link-14",
             *(f"/{flag}" for flag in ("driver", "subsystem:native", "entry:KiSystemStartup")),
-            *(f"/{flag}" for flag in ("nodefaultlib", "dynamicbase", "debug", "release")),
+            *(f"/{flag}" for flag in ("nodefaultlib", "dynamicbase", "debug")),
             f"/timestamp:{TIMESTAMP}",
             "/base:0x140000000",
             "/def:ntoskrnl.def",

@@ -153,13 +153,13 @@ def test_peer_that_hangs_is_ended_at_the_deadline_and_started_again(peer: Peer) 
         first = engine.process_id
         assert first
         began = time.monotonic()
-        with pytest.raises(EngineError, match="within 0.5 s") as caught:
+        with pytest.raises(EngineError, match=r"within 0\.5 s") as caught:
             engine.report()
         assert caught.value.kind == "deadline"
         assert time.monotonic() - began < 10
         assert engine.process_id is None
         assert not Path(f"/proc/{first}").exists()
-        with pytest.raises(EngineError, match="deadline|within"):
+        with pytest.raises(EngineError, match="within"):
             engine.report()
 
 
@@ -296,7 +296,9 @@ def test_files_of_the_negative_set(engine: WineEngine) -> None:
     # The engine does not judge a header that holds text where the bug check belongs; the report
     # says that nothing is behind it.
     engine.open(DUMPS / "negative" / "imhex_dumpit_header16k.dmp")
-    assert "no modules" in " ".join(engine.report()["warnings"])
+    warnings = " ".join(engine.report()["warnings"])
+    assert "no modules" in warnings
+    assert "no stack" in warnings
 
 
 @pytest.fixture

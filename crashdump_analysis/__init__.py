@@ -1,0 +1,1 @@
+"""A crash dump in, a report out. Knows nothing of labs and can be used alone."""

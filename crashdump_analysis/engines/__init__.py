@@ -1,0 +1,107 @@
+"""Engines that open a kernel dump and report on it, and the types and errors they share."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+
+class BugCheck(TypedDict):
+    """The stop code as the dump bears it (bit 28 included) and its four parameters."""
+
+    code: int
+    parameters: list[int]
+
+
+class System(TypedDict):
+    """The crashed machine: PE machine type, OS build, time (Unix seconds, UTC), uptime (s)."""
+
+    machine: int
+    build: int
+    build_text: str
+    checked: bool
+    processors: int
+    time: int
+    uptime: int
+
+
+class Module(TypedDict):
+    """A loaded or unloaded image: address and size in bytes; PE timestamp and checksum."""
+
+    name: str
+    image: str
+    base: int
+    size: int
+    timestamp: int
+    checksum: int
+    unloaded: bool
+    symbols: str
+    symbols_mismatch: bool
+    symbol_file: str
+    flags: int
+
+
+class Frame(TypedDict):
+    """One stack frame: addresses, and names and source line where symbols gave them.
+
+    `displacement` is in bytes from the function's start, or from the module's base where
+    `function` is None. An inline frame shares the addresses of the function it was inlined in.
+    """
+
+    instruction: int
+    child_sp: int
+    frame: int
+    inline: bool
+    module: str | None
+    function: str | None
+    displacement: int | None
+    file: str | None
+    line: int | None
+
+
+# `return` is a keyword, so this one entry needs the functional form.
+FrameWithReturn = TypedDict("FrameWithReturn", {"return": int})
+
+
+class StackFrame(Frame, FrameWithReturn):
+    """A frame and its return address."""
+
+
+class EngineVersion(TypedDict):
+    """Which engine made a report."""
+
+    name: str
+    version: str
+
+
+class Report(TypedDict):
+    """What an engine says of a dump, at the state the bug check left."""
+
+    engine: EngineVersion
+    bug_check: BugCheck
+    system: System
+    modules: list[Module]
+    registers: dict[str, int]
+    stack: list[StackFrame]
+    warnings: list[str]
+
+
+class Scope(TypedDict):
+    """Registers and stack of a trap frame or CONTEXT record, and what the engine printed."""
+
+    registers: dict[str, int]
+    stack: list[StackFrame]
+    output: str
+
+
+class EngineError(Exception):
+    """An engine could not do what was asked.
+
+    `kind` is one of the worker's ERROR_KINDS, or "deadline" (it took too long and was ended),
+    "worker-died" (it ended by itself), "setup" (it could not be installed) or "terms" (its
+    licence question is not answered). `hresult` is the engine's own code, where it gave one.
+    """
+
+    def __init__(self, kind: str, message: str, hresult: int | None = None) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.hresult = hresult

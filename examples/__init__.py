@@ -1,0 +1,1 @@
+"""Examples: candidates for the lab to test."""

@@ -1,0 +1,45 @@
+/* The CMOS clock (MC146818), kept in UTC. */
+#include "hal.h"
+
+enum { STATUS_A = 0x0A, STATUS_B = 0x0B, CENTURY = 0x32 };
+
+static UCHAR HalpCmosRead(UCHAR Register) {
+    __outbyte(0x70, Register);
+    return __inbyte(0x71);
+}
+
+LONG64 HalReadRtc(void) {
+    /* second, minute, hour, day, month, year, century */
+    static const UCHAR Registers[7] = {0, 2, 4, 7, 8, 9, CENTURY};
+    UCHAR Now[7], Before[7] = {0};
+    ULONG64 Flags = HalpDisableInterrupts();
+    /* Two equal readings outside an update; an update takes 2 ms, so the bound is never met. */
+    for (ULONG Try = 0; Try < 1000; Try++) {
+        if (HalpCmosRead(STATUS_A) & 0x80) {
+            KiStallMicroseconds(10);
+            continue;
+        }
+        for (ULONG i = 0; i < ARRAY_SIZE(Registers); i++)
+            Now[i] = HalpCmosRead(Registers[i]);
+        if (memcmp(Now, Before, sizeof(Now)) == 0)
+            break;
+        memcpy(Before, Now, sizeof(Now));
+    }
+    UCHAR Format = HalpCmosRead(STATUS_B);
+    HalpRestoreInterrupts(Flags);
+    BOOLEAN Afternoon = !(Format & 2) && (Now[2] & 0x80);
+    if (!(Format & 2))
+        Now[2] &= 0x7F;
+    for (ULONG i = 0; !(Format & 4) && i < ARRAY_SIZE(Now); i++)
+        Now[i] = (Now[i] >> 4) * 10 + (Now[i] & 15);
+    if (!(Format & 2))
+        Now[2] = Now[2] % 12 + (Afternoon ? 12 : 0);
+    ULONG Century = Now[6] >= 19 && Now[6] <= 29 ? Now[6] : 20; /* not every BIOS keeps it */
+    KI_DATE Date = {.Year = Century * 100 + Now[5],
+                    .Month = Now[4],
+                    .Day = Now[3],
+                    .Hour = Now[2],
+                    .Minute = Now[1],
+                    .Second = Now[0]};
+    return KiDateToTime(&Date);
+}

@@ -1,0 +1,384 @@
+/* Driver images: mapped, relocated, linked against the kernel's exports, protected, started,
+ * stopped. */
+#include "ke.h"
+#include "mm.h"
+
+typedef struct _IMAGE_DATA_DIRECTORY {
+    ULONG VirtualAddress, Size;
+} IMAGE_DATA_DIRECTORY;
+
+/* IMAGE_NT_HEADERS64 (public PE format), from the signature on. */
+typedef struct _IMAGE_NT_HEADERS64 {
+    ULONG Signature;
+    USHORT Machine, NumberOfSections;
+    ULONG TimeDateStamp, PointerToSymbolTable, NumberOfSymbols;
+    USHORT SizeOfOptionalHeader, Characteristics, Magic, LinkerVersion;
+    ULONG SizeOfCode, SizeOfInitializedData, SizeOfUninitializedData, AddressOfEntryPoint,
+        BaseOfCode;
+    ULONG64 ImageBase;
+    ULONG SectionAlignment, FileAlignment, Versions[4], SizeOfImage, SizeOfHeaders, CheckSum;
+    USHORT Subsystem, DllCharacteristics;
+    ULONG64 Reserves[4];
+    ULONG LoaderFlags, NumberOfRvaAndSizes;
+    IMAGE_DATA_DIRECTORY DataDirectory[16];
+} IMAGE_NT_HEADERS64, *PIMAGE_NT_HEADERS64;
+ASSERT_OFFSET(IMAGE_NT_HEADERS64, DataDirectory, 0x88);
+enum {
+    DIRECTORY_EXPORT,
+    DIRECTORY_IMPORT,
+    DIRECTORY_EXCEPTION = 3,
+    DIRECTORY_RELOCATION = 5,
+    DIRECTORY_LOAD_CONFIG = 10
+};
+
+typedef struct _IMAGE_SECTION_HEADER {
+    CHAR Name[8];
+    ULONG VirtualSize, VirtualAddress, SizeOfRawData, PointerToRawData, Unused[3], Characteristics;
+} IMAGE_SECTION_HEADER, *PIMAGE_SECTION_HEADER;
+
+typedef struct _IMAGE_EXPORT_DIRECTORY {
+    ULONG Unused[5], NumberOfFunctions, NumberOfNames, AddressOfFunctions, AddressOfNames,
+        AddressOfNameOrdinals;
+} IMAGE_EXPORT_DIRECTORY;
+ASSERT_OFFSET(IMAGE_EXPORT_DIRECTORY, AddressOfFunctions, 0x1C);
+
+typedef struct _IMAGE_IMPORT_DESCRIPTOR {
+    ULONG OriginalFirstThunk, Unused[2], Name, FirstThunk;
+} IMAGE_IMPORT_DESCRIPTOR;
+
+LIST_ENTRY PsLoadedModuleList = {&PsLoadedModuleList, &PsLoadedModuleList};
+LIST_ENTRY IopDrivers = {&IopDrivers, &IopDrivers};
+static PKLDR_DATA_TABLE_ENTRY PsNtosImage;
+void MiRememberUnloadedDriver(PKLDR_DATA_TABLE_ENTRY Entry);
+
+static PIMAGE_NT_HEADERS64 RtlImageNtHeader(PVOID Base) {
+    return (PIMAGE_NT_HEADERS64)((PUCHAR)Base + *(PULONG)((PUCHAR)Base + 0x3C));
+}
+
+static PKLDR_DATA_TABLE_ENTRY MiInsertModule(PVOID Base, PCSTR FullName, PCSTR BaseName) {
+    PIMAGE_NT_HEADERS64 Headers = RtlImageNtHeader(Base);
+    PKLDR_DATA_TABLE_ENTRY Entry = ExAllocatePool2(0x40, sizeof(*Entry), 'dLmM');
+    Entry->DllBase = Base;
+    Entry->EntryPoint = (PUCHAR)Base + Headers->AddressOfEntryPoint;
+    Entry->SizeOfImage = Headers->SizeOfImage;
+    Entry->CheckSum = Headers->CheckSum;
+    Entry->TimeDateStamp = Headers->TimeDateStamp;
+    Entry->ExceptionTable =
+        (PUCHAR)Base + Headers->DataDirectory[DIRECTORY_EXCEPTION].VirtualAddress;
+    Entry->ExceptionTableSize = Headers->DataDirectory[DIRECTORY_EXCEPTION].Size;
+    Entry->Flags = 0x09104000;
+    Entry->LoadCount = 1;
+    RtlTextToUnicode(FullName, &Entry->FullDllName);
+    RtlTextToUnicode(BaseName, &Entry->BaseDllName);
+    InsertTailList(&PsLoadedModuleList, &Entry->InLoadOrderLinks);
+    return Entry;
+}
+
+void IopInitializeModuleList(void) {
+    PsNtosImage = MiInsertModule((PVOID)KeLoaderBlock->KernelBase,
+                                 "\\SystemRoot\\system32\\ntoskrnl.exe", "ntoskrnl.exe");
+}
+
+PKLDR_DATA_TABLE_ENTRY MiModuleFromAddress(ULONG64 Address) {
+    for (PLIST_ENTRY Link = PsLoadedModuleList.Flink; Link != &PsLoadedModuleList;
+         Link = Link->Flink) {
+        PKLDR_DATA_TABLE_ENTRY Entry =
+            CONTAINING_RECORD(Link, KLDR_DATA_TABLE_ENTRY, InLoadOrderLinks);
+        if (Address - (ULONG64)Entry->DllBase < Entry->SizeOfImage)
+            return Entry;
+    }
+    return NULL;
+}
+
+static PVOID MiFindExport(PVOID Base, PCSTR Name) {
+    PUCHAR Image = Base;
+    ULONG Rva = RtlImageNtHeader(Base)->DataDirectory[DIRECTORY_EXPORT].VirtualAddress;
+    const IMAGE_EXPORT_DIRECTORY *Exports = (PVOID)(Image + Rva);
+    const ULONG *Names = (PVOID)(Image + Exports->AddressOfNames);
+    for (ULONG Low = 0, High = Exports->NumberOfNames; Low < High;) {
+        ULONG Middle = (Low + High) / 2;
+        int Order = strcmp(Name, (PCSTR)Image + Names[Middle]);
+        if (Order == 0) {
+            USHORT Ordinal = ((PUSHORT)(Image + Exports->AddressOfNameOrdinals))[Middle];
+            return Image + ((PULONG)(Image + Exports->AddressOfFunctions))[Ordinal];
+        }
+        if (Order < 0)
+            High = Middle;
+        else
+            Low = Middle + 1;
+    }
+    return NULL;
+}
+
+/* The headers of `File` if it is an x64 driver this kernel can map; every offset used later
+ * checked. */
+static NTSTATUS MiCheckImage(PUCHAR File, ULONG Size, PIMAGE_NT_HEADERS64 *Result) {
+    ULONG Offset = Size >= 0x40 ? *(PULONG)(File + 0x3C) : 0;
+    PIMAGE_NT_HEADERS64 Headers = (PIMAGE_NT_HEADERS64)(File + Offset);
+    if (Size < 0x40 || *(PUSHORT)File != 0x5A4D || Offset & 3 || Offset < 0x40 ||
+        Offset + sizeof(*Headers) > Size || Headers->Signature != 0x4550)
+        return STATUS_INVALID_IMAGE_FORMAT;
+    if (Headers->Machine != 0x8664)
+        return Headers->Machine == 0x14C ? STATUS_INVALID_IMAGE_WIN_32
+                                         : STATUS_IMAGE_MACHINE_TYPE_MISMATCH_EXE;
+    PIMAGE_SECTION_HEADER Section =
+        (PVOID)((PUCHAR)&Headers->Magic + Headers->SizeOfOptionalHeader);
+    ULONG SectionsEnd = (ULONG)((PUCHAR)(Section + Headers->NumberOfSections) - File);
+    if (Headers->Magic != 0x20B || Headers->Subsystem != 1 || Headers->NumberOfRvaAndSizes != 16 ||
+        SectionsEnd > Size || Headers->SizeOfHeaders > Size ||
+        Headers->SizeOfHeaders < SectionsEnd || Headers->SectionAlignment != PAGE_SIZE ||
+        Headers->SizeOfImage > 0x4000000 || Headers->SizeOfHeaders > Headers->SizeOfImage ||
+        Headers->AddressOfEntryPoint >= Headers->SizeOfImage)
+        return STATUS_INVALID_IMAGE_FORMAT;
+    for (ULONG i = 0; i < Headers->NumberOfSections; i++, Section++)
+        if ((ULONG64)Section->PointerToRawData + Section->SizeOfRawData > Size ||
+            Section->VirtualAddress & (PAGE_SIZE - 1) ||
+            (ULONG64)Section->VirtualAddress + MAX(Section->VirtualSize, Section->SizeOfRawData) >
+                ROUND_TO_PAGES(Headers->SizeOfImage))
+            return STATUS_INVALID_IMAGE_FORMAT;
+    for (ULONG i = 0; i < 16; i++)
+        if (i != 4 &&
+            (ULONG64)Headers->DataDirectory[i].VirtualAddress + Headers->DataDirectory[i].Size >
+                Headers->SizeOfImage) /* 4: certificates, a file offset */
+            return STATUS_INVALID_IMAGE_FORMAT;
+    *Result = Headers;
+    return STATUS_SUCCESS;
+}
+
+static NTSTATUS MiRelocate(PUCHAR Image, PIMAGE_NT_HEADERS64 Headers) {
+    ULONG64 Delta = (ULONG64)Image - Headers->ImageBase;
+    PUCHAR Block = Image + Headers->DataDirectory[DIRECTORY_RELOCATION].VirtualAddress;
+    PUCHAR End = Block + Headers->DataDirectory[DIRECTORY_RELOCATION].Size;
+    while (Block + 8 <= End) {
+        ULONG Page = ((PULONG)Block)[0], Size = ((PULONG)Block)[1];
+        if (Size < 8 || Block + Size > End)
+            return STATUS_INVALID_IMAGE_FORMAT;
+        for (PUSHORT Entry = (PUSHORT)(Block + 8); (PUCHAR)Entry < Block + Size; Entry++) {
+            ULONG Target = Page + (*Entry & 0xFFF);
+            if (*Entry >> 12 == 10 && Target + 8 <= Headers->SizeOfImage)
+                *(PULONG64)(Image + Target) += Delta;
+            else if (*Entry >> 12 != 0)
+                return STATUS_INVALID_IMAGE_FORMAT;
+        }
+        Block += Size;
+    }
+    return STATUS_SUCCESS;
+}
+
+static NTSTATUS MiResolveImports(PUCHAR Image, PIMAGE_NT_HEADERS64 Headers, PCSTR FileName,
+                                 IO_LOAD_ERROR *Error) {
+    ULONG Rva = Headers->DataDirectory[DIRECTORY_IMPORT].VirtualAddress;
+    ULONG Limit = Headers->SizeOfImage - (ULONG)sizeof(IMAGE_IMPORT_DESCRIPTOR);
+    for (IMAGE_IMPORT_DESCRIPTOR *Import = (PVOID)(Image + Rva);
+         Rva && (ULONG)((PUCHAR)Import - Image) <= Limit && Import->Name; Import++) {
+        if (Import->Name >= Limit || Import->FirstThunk >= Limit)
+            return STATUS_INVALID_IMAGE_FORMAT;
+        PCSTR Module = (PCSTR)Image + Import->Name;
+        if (RtlCompareTextInsensitive(Module, "ntoskrnl.exe") &&
+            RtlCompareTextInsensitive(Module, "hal.dll")) {
+            RtlFormat(Error->Text, sizeof(Error->Text), "%s needs %s, which is not here", FileName,
+                      Module);
+            return STATUS_OBJECT_NAME_NOT_FOUND;
+        }
+        for (PULONG64 Thunk = (PULONG64)(Image + Import->FirstThunk);
+             (ULONG)((PUCHAR)Thunk - Image) <= Headers->SizeOfImage - 8 && *Thunk; Thunk++) {
+            PVOID Function = NULL;
+            PCSTR Name = "(an ordinal)";
+            if (*Thunk < Limit) {
+                Name = (PCSTR)Image + *Thunk + 2;
+                Function = MiFindExport(PsNtosImage->DllBase, Name);
+            }
+            if (!Function) {
+                RtlFormat(Error->Text, sizeof(Error->Text), "%s: unresolved import %s!%s", FileName,
+                          Module, Name);
+                return *Thunk >> 63 ? STATUS_ORDINAL_NOT_FOUND : STATUS_ENTRYPOINT_NOT_FOUND;
+            }
+            *Thunk = (ULONG64)Function;
+        }
+    }
+    return STATUS_SUCCESS;
+}
+
+/* The /GS cookie of a driver built with one: random, 48 bits, never the default value. */
+static void MiSetSecurityCookie(PUCHAR Image, PIMAGE_NT_HEADERS64 Headers) {
+    IMAGE_DATA_DIRECTORY *Config = &Headers->DataDirectory[DIRECTORY_LOAD_CONFIG];
+    if (Config->Size < 0x60)
+        return;
+    ULONG64 Rva = *(PULONG64)(Image + Config->VirtualAddress + 0x58) - (ULONG64)Image;
+    if (Rva < Headers->SizeOfImage - 8)
+        *(PULONG64)(Image + Rva) = KiRandom() & 0xFFFFFFFFFFFF;
+}
+
+static NTSTATUS MiLoadImage(PCSTR VolumePath, PCSTR FileName, IO_LOAD_ERROR *Error,
+                            PKLDR_DATA_TABLE_ENTRY *Result) {
+    PUCHAR File, Image = NULL;
+    ULONG Size, Pages = 0;
+    PIMAGE_NT_HEADERS64 Headers;
+    NTSTATUS Status = FatLoadFile(VolumePath, (PVOID *)&File, &Size);
+    if (!NT_SUCCESS(Status)) {
+        RtlFormat(Error->Text, sizeof(Error->Text), "\\%s: cannot be read", VolumePath);
+        return Status;
+    }
+    if (!NT_SUCCESS(Status = MiCheckImage(File, Size, &Headers)))
+        RtlFormat(Error->Text, sizeof(Error->Text), "%s is not a valid x64 driver image", FileName);
+    else {
+        Pages = (ULONG)BYTES_TO_PAGES(Headers->SizeOfImage);
+        Image = MiReserveSystemSpace(Pages * PAGE_SIZE);
+        Status = MiMapNewPages(Image, Pages);
+    }
+    if (!NT_SUCCESS(Status)) {
+        KiFree(File);
+        return Status;
+    }
+    PIMAGE_SECTION_HEADER Sections =
+        (PVOID)((PUCHAR)&Headers->Magic + Headers->SizeOfOptionalHeader);
+    ULONG Count = Headers->NumberOfSections;
+    memcpy(Image, File, Headers->SizeOfHeaders);
+    for (ULONG i = 0; i < Count; i++)
+        memcpy(Image + Sections[i].VirtualAddress, File + Sections[i].PointerToRawData,
+               Sections[i].SizeOfRawData);
+    if (!NT_SUCCESS(Status = MiRelocate(Image, Headers)))
+        RtlFormat(Error->Text, sizeof(Error->Text), "%s has bad relocations", FileName);
+    else
+        Status = MiResolveImports(Image, Headers, FileName, Error);
+    if (!NT_SUCCESS(Status)) {
+        MiUnmapAndFree(Image, Pages);
+        KiFree(File);
+        return Status;
+    }
+    MiSetSecurityCookie(Image, Headers);
+    for (ULONG i = 0; i < Count; i++) {
+        ULONG Flags = Sections[i].Characteristics;
+        for (ULONG Offset = 0; Offset < MAX(Sections[i].VirtualSize, 1); Offset += PAGE_SIZE) {
+            PUCHAR Page = Image + Sections[i].VirtualAddress + Offset;
+            MiMapPage(Page, MiGetPhysicalAddress(Page),
+                      (Flags & 0x80000000 ? MI_WRITE : 0) | (Flags & 0x20000000 ? MI_EXECUTE : 0));
+        }
+    }
+    MiMapPage(Image, MiGetPhysicalAddress(Image), 0);
+    KiFree(File);
+    CHAR FullName[300];
+    RtlFormat(FullName, sizeof(FullName), "\\SystemRoot%s",
+              VolumePath + (RtlCompareTextInsensitiveN(VolumePath, "Windows", 7) ? 0 : 7));
+    *Result = MiInsertModule(Image, FullName, FileName);
+    return STATUS_SUCCESS;
+}
+
+static void MiUnloadImage(PKLDR_DATA_TABLE_ENTRY Entry) {
+    KIRQL Irql = KfRaiseIrql(DISPATCH_LEVEL);
+    RemoveEntryList(&Entry->InLoadOrderLinks);
+    KeLowerIrql(Irql);
+    MiUnmapAndFree(Entry->DllBase, (ULONG)BYTES_TO_PAGES(Entry->SizeOfImage));
+    MiRememberUnloadedDriver(Entry);
+    RtlFreeUnicodeString(&Entry->FullDllName);
+    KiFree(Entry);
+}
+
+PIO_DRIVER IopFindDriver(PCSTR Service) {
+    for (PLIST_ENTRY Link = IopDrivers.Flink; Link != &IopDrivers; Link = Link->Flink) {
+        PIO_DRIVER Driver = CONTAINING_RECORD(Link, IO_DRIVER, Link);
+        if (!RtlCompareTextInsensitive(Driver->Service, Service))
+            return Driver;
+    }
+    return NULL;
+}
+
+NOINLINE NTSTATUS IopLoadDriver(PCSTR Service, IO_LOAD_ERROR *Error) {
+    CHAR Key[200], ImagePath[200], Path[200];
+    PKLDR_DATA_TABLE_ENTRY Module;
+    Error->Text[0] = 0;
+    if (IopFindDriver(Service))
+        return STATUS_IMAGE_ALREADY_LOADED;
+    RtlFormat(Key, sizeof(Key), CM_SERVICES "\\%s", Service);
+    if (!CmFindKey(Key))
+        return STATUS_OBJECT_NAME_NOT_FOUND;
+    if (!NT_SUCCESS(CmQueryString(Key, "ImagePath", ImagePath, sizeof(ImagePath))))
+        RtlFormat(ImagePath, sizeof(ImagePath), "System32\\drivers\\%s.sys", Service);
+    NTSTATUS Status = IopVolumePath(ImagePath, Path, sizeof(Path));
+    PCSTR FileName = Path;
+    for (PCSTR Part = Path; *Part; Part++)
+        if (*Part == '\\')
+            FileName = Part + 1;
+    if (NT_SUCCESS(Status))
+        Status = MiLoadImage(Path, FileName, Error, &Module);
+    if (!NT_SUCCESS(Status))
+        return Status;
+    PIO_DRIVER Driver = ExAllocatePool2(0x40, sizeof(*Driver), 'virD');
+    RtlCopyText(Driver->Service, sizeof(Driver->Service), Service);
+    RtlFormat(Path, sizeof(Path), "\\Registry\\Machine\\System\\CurrentControlSet\\Services\\%s",
+              Service);
+    RtlTextToUnicode(Path, &Driver->RegistryPath);
+    RtlFormat(Path, sizeof(Path), "\\Driver\\%s", Service);
+    RtlTextToUnicode(Path, &Driver->Object.DriverName);
+    Driver->Object.Type = 4;
+    Driver->Object.Size = sizeof(DRIVER_OBJECT);
+    Driver->Object.DriverStart = Module->DllBase;
+    Driver->Object.DriverSize = Module->SizeOfImage;
+    Driver->Object.DriverSection = Module;
+    Driver->Object.DriverInit = (DRIVER_INITIALIZE *)Module->EntryPoint;
+    Status = Driver->Object.DriverInit(&Driver->Object, &Driver->RegistryPath);
+    if (NT_SUCCESS(Status)) {
+        InsertTailList(&IopDrivers, &Driver->Link);
+        return STATUS_SUCCESS;
+    }
+    RtlFormat(Error->Text, sizeof(Error->Text), "%s: DriverEntry returned 0x%08x", Service, Status);
+    MiUnloadImage(Module);
+    KiFree(Driver);
+    return Status;
+}
+
+NTSTATUS IopUnloadDriver(PCSTR Service) {
+    PIO_DRIVER Driver = IopFindDriver(Service);
+    if (!Driver)
+        return STATUS_NOT_FOUND;
+    if (!Driver->Object.DriverUnload)
+        return STATUS_NOT_SUPPORTED;
+    Driver->Object.DriverUnload(&Driver->Object);
+    RemoveEntryList(&Driver->Link);
+    MiUnloadImage(Driver->Object.DriverSection);
+    RtlFreeUnicodeString(&Driver->RegistryPath);
+    RtlFreeUnicodeString(&Driver->Object.DriverName);
+    KiFree(Driver);
+    return STATUS_SUCCESS;
+}
+
+/* Drivers of one start type, in the registry's order: 0 boot, 1 system, 2 automatic. A refused one
+ * is told to the debugger and remembered where `sc query` finds it. */
+void IopLoadDrivers(ULONG Start) {
+    IO_LOAD_ERROR Error;
+    for (PCM_KEY Key = NULL; (Key = CmNextSubkey(CM_SERVICES, Key)) != NULL;) {
+        PCSTR Service = Key->Path + sizeof(CM_SERVICES);
+        if (CmQueryDword(Key->Path, "Start", 3) != Start ||
+            CmQueryDword(Key->Path, "Type", 1) != 1 || IopFindDriver(Service))
+            continue;
+        NTSTATUS Status = IopLoadDriver(Service, &Error);
+        if (!NT_SUCCESS(Status)) {
+            DbgPrint("IopLoadDrivers: %s refused, 0x%08x %s\n", Service, Status, Error.Text);
+            IopSetServiceStatus(Service, Status);
+        }
+    }
+}
+
+/* Why a service's driver last failed to load; STATUS_SUCCESS when it did not. */
+static struct {
+    CHAR Service[64];
+    NTSTATUS Status;
+} IopServiceStatus[32];
+
+void IopSetServiceStatus(PCSTR Service, NTSTATUS Status) {
+    for (ULONG i = 0; i < ARRAY_SIZE(IopServiceStatus); i++) {
+        PCHAR Name = IopServiceStatus[i].Service;
+        if (*Name && RtlCompareTextInsensitive(Name, Service))
+            continue;
+        RtlCopyText(Name, sizeof(IopServiceStatus[i].Service), Service);
+        IopServiceStatus[i].Status = Status;
+        return;
+    }
+}
+
+NTSTATUS IopQueryServiceStatus(PCSTR Service) {
+    for (ULONG i = 0; i < ARRAY_SIZE(IopServiceStatus); i++)
+        if (!RtlCompareTextInsensitive(IopServiceStatus[i].Service, Service))
+            return IopServiceStatus[i].Status;
+    return STATUS_SUCCESS;
+}

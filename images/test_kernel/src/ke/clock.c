@@ -1,0 +1,127 @@
+/* Time: the PIT interrupts 100 times a second, the time stamp counter says how much time has passed
+ * (a slow host loses ticks, never time). Also the DPC watchdog of bug check 0x133. */
+#include "ke.h"
+
+ULONG KeDpcTimeoutTicks = 100;
+PKTRAP_FRAME KiWatchdogTrapFrame; /* the interrupted code, when the watchdog fires */
+static struct { /* DPC_WATCHDOG_GLOBAL_TRIAGE_BLOCK, as debuggers show it */
+    ULONG Signature;
+    USHORT Revision, Size;
+    ULONG DpcWatchdogProfileOffset, DpcWatchdogProfileLength;
+} KeDpcWatchdogTriageBlock = {0xAEBECEDE, 1, 0x10, 0, 0};
+ULONG64 KiTscFrequency;
+static ULONG64 KiBaseTsc, KiInterruptTime, KiTscTo100ns; /* 32.32 fixed point */
+static LONG64 KiSystemTimeBase;
+static ULONG KeTickCount;
+
+typedef struct _KSYSTEM_TIME {
+    ULONG LowPart;
+    LONG High1Time, High2Time;
+} KSYSTEM_TIME;
+
+static void KiPublishTime(ULONG Offset, ULONG64 Value) {
+    volatile KSYSTEM_TIME *Time = (volatile KSYSTEM_TIME *)(MI_SHARED + Offset);
+    Time->High2Time = (LONG)(Value >> 32); /* readers retry while the two differ */
+    Time->LowPart = (ULONG)Value;
+    Time->High1Time = (LONG)(Value >> 32);
+}
+
+ULONG64 KiQueryInterruptTime(void) {
+    ULONG64 Ticks = KiReadTsc() - KiBaseTsc;
+    return (Ticks >> 32) * KiTscTo100ns + ((Ticks & 0xffffffff) * KiTscTo100ns >> 32);
+}
+
+LONG64 KiQuerySystemTime(void) {
+    return KiSystemTimeBase + (LONG64)KiQueryInterruptTime();
+}
+
+void KiSetSystemTime(LONG64 SystemTime) {
+    KiSystemTimeBase = SystemTime - (LONG64)KiQueryInterruptTime();
+}
+
+void KiStallMicroseconds(ULONG Microseconds) {
+    ULONG64 Start = KiReadTsc(), Wait = KiTscFrequency / 1000000 * Microseconds;
+    while (KiReadTsc() - Start < Wait)
+        __asm__ volatile("pause");
+}
+
+NTSYSAPI void KeStallExecutionProcessor(ULONG Microseconds) {
+    KiStallMicroseconds(Microseconds);
+}
+
+NTSYSAPI LARGE_INTEGER KeQueryPerformanceCounter(PLARGE_INTEGER Frequency) {
+    if (Frequency)
+        Frequency->QuadPart = 10000000;
+    return (LARGE_INTEGER){.QuadPart = (LONG64)KiQueryInterruptTime()};
+}
+
+void KiSetWatchdog(void) {
+    ULONG Milliseconds = CmQueryDword(
+        "HKEY_LOCAL_MACHINE\\SYSTEM\\CurrentControlSet\\Control\\Session Manager\\Kernel",
+        "DpcTimeout", 1000);
+    KeDpcTimeoutTicks = Milliseconds / 10;
+}
+
+/* One tick more in a DPC or under a spin lock: past the limit it is DPC_WATCHDOG_VIOLATION. */
+static NOINLINE void KeAccumulateTicks(PKTRAP_FRAME TrapFrame) {
+    PKPRCB Prcb = KeGetCurrentPrcb();
+    if (TrapFrame->PreviousIrql < DISPATCH_LEVEL) {
+        Prcb->DpcTicks = 0;
+    }
+    else if (++Prcb->DpcTicks > KeDpcTimeoutTicks && KeDpcTimeoutTicks) {
+        KiWatchdogTrapFrame = TrapFrame;
+        KeBugCheckEx(0x133, 0, Prcb->DpcTicks, KeDpcTimeoutTicks, (ULONG64)&KeDpcWatchdogTriageBlock);
+    }
+}
+
+static NOINLINE void KeClockInterruptNotify(PKTRAP_FRAME TrapFrame) {
+    KiInterruptTime = KiQueryInterruptTime();
+    KeTickCount++;
+    KiPublishTime(0x8, KiInterruptTime);
+    KiPublishTime(0x14, (ULONG64)KiSystemTimeBase + KiInterruptTime);
+    KiPublishTime(0x320, KeTickCount);
+    KeAccumulateTicks(TrapFrame);
+}
+
+void KiInterruptDispatch(ULONG Line, PKTRAP_FRAME TrapFrame) {
+    KiPcr.Prcb.InterruptCount++;
+    if (Line >= 8)
+        __outbyte(0xA0, 0x20);
+    __outbyte(0x20, 0x20);
+    if (Line == 1 && HalKeyboardInterrupt())
+        KeBugCheckEx(0xE2, 0, 0, 0, 0); /* MANUALLY_INITIATED_CRASH */
+    if (Line != 0)
+        return;
+    KeClockInterruptNotify(TrapFrame);
+    if (TrapFrame->PreviousIrql >= DISPATCH_LEVEL || !KiSchedulerRunning)
+        return;
+    KfRaiseIrql(DISPATCH_LEVEL);
+    KiEnable();
+    KiCheckTimers();
+    KiRetireDpcList();
+    KiQuantumEnd();
+    KiDisable();
+}
+
+void KiInitializeClock(void) {
+    /* Count the TSC over 10 ms of PIT channel 2, whose gate and output are at port 0x61. */
+    __outbyte(0x61, (__inbyte(0x61) & ~2) | 1);
+    __outbyte(0x43, 0xB0);
+    __outbyte(0x42, 11932 & 255);
+    __outbyte(0x42, 11932 >> 8);
+    KiBaseTsc = KiReadTsc();
+    while (!(__inbyte(0x61) & 0x20))
+        __asm__ volatile("pause");
+    KiTscFrequency = (KiReadTsc() - KiBaseTsc) * 100;
+    KiTscTo100ns = (10000000ULL << 32) / KiTscFrequency;
+    KiSystemTimeBase = HalReadRtc();
+    /* PIC: interrupts at vectors 0x30 up; clock and keyboard only. PIT channel 0 at 100 Hz. */
+    static const UCHAR Setup[][2] = {{0x20, 0x11}, {0xA0, 0x11}, {0x21, 0x30}, {0xA1, 0x38},
+                                     {0x21, 4},    {0xA1, 2},    {0x21, 1},    {0xA1, 1},
+                                     {0x21, 0xFC}, {0xA1, 0xFF}};
+    for (ULONG i = 0; i < ARRAY_SIZE(Setup); i++)
+        __outbyte(Setup[i][0], Setup[i][1]);
+    __outbyte(0x43, 0x34);
+    __outbyte(0x40, 11932 & 255);
+    __outbyte(0x40, 11932 >> 8);
+}

@@ -1,0 +1,451 @@
+/* Threads on one processor: ready queue, waits, events, timers, DPCs, mutexes. All of it runs at
+ * DISPATCH_LEVEL; the clock interrupt preempts only code below that. */
+#include "ke.h"
+#include "mm.h"
+#include "ob.h"
+
+BOOLEAN KiSchedulerRunning;
+ETHREAD KiIdleThread;
+static LIST_ENTRY KiReadyQueue, KiTimerList;
+static ULONG64 KiNextThreadId = 8;
+static OBJECT_TYPE KiThreadType = {.Name = "Thread"};
+POBJECT_TYPE PsThreadType = &KiThreadType;
+static PETHREAD KiDeadThread; /* its stack is freed by the next thread to run */
+
+static PVOID KiFxArea(PKTHREAD Thread) {
+    return (PVOID)(((ULONG64)((PETHREAD)Thread)->FxArea + 15) & ~15ULL);
+}
+
+void KiInitializeScheduler(void) {
+    PETHREAD Idle = &KiIdleThread;
+    InitializeListHead(&KiReadyQueue);
+    InitializeListHead(&KiTimerList);
+    Idle->Tcb.Header.Type = ThreadObject;
+    InitializeListHead(&Idle->Tcb.Header.WaitListHead);
+    Idle->Tcb.State = ThreadRunning;
+    Idle->Tcb.InitialStack = Idle->Tcb.StackBase = (PVOID)KeLoaderBlock->StackTop;
+    Idle->Tcb.StackLimit = (PVOID)(KeLoaderBlock->StackTop - 0x8000);
+    __asm__ volatile("fxsave64 (%0)" ::"r"(KiFxArea(&Idle->Tcb)) : "memory");
+    KiPcr.Prcb.CurrentThread = KiPcr.Prcb.IdleThread = &Idle->Tcb;
+}
+
+static void KiReadyThread(PKTHREAD Thread) {
+    Thread->State = ThreadReady;
+    InsertTailList(&KiReadyQueue, &Thread->WaitListEntry);
+}
+
+static void KiReapThread(void) {
+    PETHREAD Dead = KiDeadThread;
+    KiDeadThread = NULL;
+    if (Dead) {
+        MiUnmapAndFree(Dead->Tcb.StackLimit, KI_STACK_PAGES);
+        ObfDereferenceObject(Dead);
+    }
+}
+
+/* Gives the processor to the next ready thread. At DISPATCH_LEVEL; the caller has queued or parked
+ * the current thread. Comes back when this thread runs again. */
+static NOINLINE void KiSwapThread(void) {
+    PKPRCB Prcb = KeGetCurrentPrcb();
+    PKTHREAD Old = Prcb->CurrentThread;
+    PKTHREAD New = IsListEmpty(&KiReadyQueue)
+                       ? Prcb->IdleThread
+                       : CONTAINING_RECORD(RemoveHeadList(&KiReadyQueue), KTHREAD, WaitListEntry);
+    New->State = ThreadRunning;
+    New->QuantumTarget = 0;
+    if (New == Old)
+        return;
+    Prcb->CurrentThread = New;
+    KiSwapContext(Old, New, KiFxArea(Old), KiFxArea(New));
+    KiReapThread();
+}
+
+void KiQuantumEnd(void) { /* clock interrupt, at DISPATCH_LEVEL: time slicing */
+    PKTHREAD Thread = KeGetCurrentPrcb()->CurrentThread;
+    BOOLEAN Idle = Thread == KeGetCurrentPrcb()->IdleThread;
+    if (IsListEmpty(&KiReadyQueue) || (!Idle && ++Thread->QuantumTarget < KI_QUANTUM_TICKS))
+        return;
+    if (!Idle)
+        KiReadyThread(Thread);
+    KiSwapThread();
+}
+
+NORETURN void KiIdleLoop(void) {
+    KiSchedulerRunning = TRUE;
+    for (;;) {
+        KIRQL Irql = KfRaiseIrql(DISPATCH_LEVEL);
+        if (!IsListEmpty(&KiReadyQueue))
+            KiSwapThread();
+        KeLowerIrql(Irql);
+        KiDisable();
+        if (IsListEmpty(&KiReadyQueue))
+            __asm__ volatile("sti; hlt" ::: "memory");
+        KiEnable();
+    }
+}
+
+NTSTATUS KiStartThread(KSTART_ROUTINE *Start, PVOID Context, PETHREAD *Result) {
+    PETHREAD Thread;
+    PUCHAR Stack = (PUCHAR)MiReserveSystemSpace((KI_STACK_PAGES + 1) * PAGE_SIZE) + PAGE_SIZE;
+    NTSTATUS Status = ObCreateObject(PsThreadType, sizeof(ETHREAD), (PVOID *)&Thread);
+    if (!NT_SUCCESS(Status))
+        return Status;
+    if (!NT_SUCCESS(Status = MiMapNewPages(Stack, KI_STACK_PAGES))) {
+        ObfDereferenceObject(Thread);
+        return Status;
+    }
+    PULONG64 Top =
+        (PULONG64)(Stack + KI_STACK_PAGES * PAGE_SIZE) - 8; /* Top[7] = return address 0 */
+    Top[-1] = (ULONG64)KiStartSystemThread;
+    Top[-6] = (ULONG64)Start;   /* r12 */
+    Top[-7] = (ULONG64)Context; /* r13 */
+    Thread->Tcb.KernelStack = Top - 9;
+    Thread->Tcb.StackLimit = Stack;
+    Thread->Tcb.InitialStack = Thread->Tcb.StackBase = Stack + KI_STACK_PAGES * PAGE_SIZE;
+    Thread->Tcb.Header.Type = ThreadObject;
+    InitializeListHead(&Thread->Tcb.Header.WaitListHead);
+    Thread->Tcb.Process = Thread->Tcb.ApcState.Process = PsInitialSystemProcess;
+    Thread->StartAddress = Thread->Win32StartAddress = (PVOID)Start;
+    Thread->StartContext = Context;
+    Thread->CreateTime.QuadPart = KiQuerySystemTime();
+    memcpy(KiFxArea(&Thread->Tcb), KiFxArea(&KiIdleThread.Tcb), 512);
+    if (Result)
+        ObfReferenceObject(Thread); /* one for the running thread, one for the caller */
+    KIRQL Irql = KfRaiseIrql(DISPATCH_LEVEL);
+    Thread->Cid.UniqueProcess = PsInitialSystemProcess->UniqueProcessId;
+    Thread->Cid.UniqueThread = (HANDLE)(KiNextThreadId += 4);
+    InsertTailList(&PsInitialSystemProcess->ThreadListHead, &Thread->ThreadListEntry);
+    InsertTailList(&PsInitialSystemProcess->Pcb.ThreadListHead, &Thread->Tcb.ThreadListEntry);
+    PsInitialSystemProcess->ActiveThreads++;
+    KiReadyThread(&Thread->Tcb);
+    KeLowerIrql(Irql);
+    if (Result)
+        *Result = Thread;
+    return STATUS_SUCCESS;
+}
+
+static void KiSatisfyWaiters(PDISPATCHER_HEADER Object, NTSTATUS Status) {
+    while (!IsListEmpty(&Object->WaitListHead) && Object->SignalState > 0) {
+        PKTHREAD Thread =
+            CONTAINING_RECORD(RemoveHeadList(&Object->WaitListHead), KTHREAD, WaitListEntry);
+        if (Object->Type == SynchronizationEventObject ||
+            Object->Type == TimerSynchronizationObject)
+            Object->SignalState = 0;
+        if (Thread->Timer.Header.Size) { /* a wait with a timeout */
+            RemoveEntryList(&Thread->Timer.TimerListEntry);
+            Thread->Timer.Header.Size = 0;
+        }
+        Thread->WaitObject = NULL;
+        Thread->WaitStatus = Status;
+        KiReadyThread(Thread);
+    }
+}
+
+NORETURN NTSYSAPI NTSTATUS PsTerminateSystemThread(NTSTATUS Status) {
+    PETHREAD Thread = PsGetCurrentThread_();
+    KfRaiseIrql(DISPATCH_LEVEL);
+    KiReapThread(); /* one that ended just before and was not followed by a known thread */
+    Thread->ExitStatus = Status;
+    Thread->ExitTime.QuadPart = KiQuerySystemTime();
+    RemoveEntryList(&Thread->ThreadListEntry);
+    RemoveEntryList(&Thread->Tcb.ThreadListEntry);
+    PsInitialSystemProcess->ActiveThreads--;
+    Thread->Tcb.Header.SignalState = 1;
+    KiSatisfyWaiters(&Thread->Tcb.Header, STATUS_SUCCESS);
+    Thread->Tcb.State = ThreadTerminated;
+    KiDeadThread = Thread;
+    KiSwapThread();
+    __builtin_unreachable();
+}
+
+static void KiInsertTimer(KTIMER *Timer, LONG64 DueTime) {
+    ULONG64 Now = KiQueryInterruptTime();
+    LONG64 Delta = DueTime < 0 ? -DueTime : DueTime - KiQuerySystemTime();
+    Timer->DueTime = Now + (Delta > 0 ? Delta : 0);
+    Timer->Header.SignalState = 0;
+    InsertTailList(&KiTimerList, &Timer->TimerListEntry);
+}
+
+void KiCheckTimers(void) {
+    ULONG64 Now = KiQueryInterruptTime();
+    for (PLIST_ENTRY Entry = KiTimerList.Flink, Next; Entry != &KiTimerList; Entry = Next) {
+        KTIMER *Timer = CONTAINING_RECORD(Entry, KTIMER, TimerListEntry);
+        Next = Entry->Flink;
+        if (Timer->DueTime > Now)
+            continue;
+        RemoveEntryList(Entry);
+        if (Timer->Header.Size) { /* a thread's own wait timer */
+            PKTHREAD Thread = CONTAINING_RECORD(Timer, KTHREAD, Timer);
+            Timer->Header.Size = 0;
+            if (Thread->WaitObject)
+                RemoveEntryList(&Thread->WaitListEntry);
+            Thread->WaitObject = NULL;
+            Thread->WaitStatus = STATUS_TIMEOUT;
+            KiReadyThread(Thread);
+            continue;
+        }
+        Timer->Header.Signalling = 0;
+        Timer->Header.SignalState = 1;
+        KiSatisfyWaiters(&Timer->Header, STATUS_SUCCESS);
+        if (Timer->Period) {
+            KiInsertTimer(Timer, -(LONG64)Timer->Period * 10000);
+            Timer->Header.Signalling = 1;
+        }
+        if (Timer->Dpc)
+            KeInsertQueueDpc(Timer->Dpc, NULL, NULL);
+    }
+}
+
+NTSYSAPI NTSTATUS KeWaitForSingleObject(PVOID Object, KWAIT_REASON Reason, CHAR Mode,
+                                        BOOLEAN Alertable, PLARGE_INTEGER Timeout) {
+    PDISPATCHER_HEADER Header = Object;
+    UNREFERENCED(Reason), UNREFERENCED(Mode), UNREFERENCED(Alertable);
+    KIRQL Irql = KfRaiseIrql(DISPATCH_LEVEL);
+    NTSTATUS Status = STATUS_SUCCESS;
+    if (Header && Header->SignalState > 0) {
+        if (Header->Type == SynchronizationEventObject ||
+            Header->Type == TimerSynchronizationObject)
+            Header->SignalState = 0;
+    } else if (Timeout && Timeout->QuadPart == 0) {
+        Status = STATUS_TIMEOUT;
+    } else {
+        PKTHREAD Thread = KeGetCurrentPrcb()->CurrentThread;
+        if (Irql >=
+            DISPATCH_LEVEL) /* ATTEMPTED_SWITCH_FROM_DPC, also for a wait under a spin lock */
+            KeBugCheckEx(0xB8, (ULONG64)Thread, 0, 0, 0);
+        Thread->State = ThreadWaiting;
+        Thread->WaitObject = Header;
+        if (Header)
+            InsertTailList(&Header->WaitListHead, &Thread->WaitListEntry);
+        if (Timeout) {
+            Thread->Timer.Header.Size = 1;
+            KiInsertTimer(&Thread->Timer, Timeout->QuadPart);
+        }
+        KiSwapThread();
+        Status = (NTSTATUS)Thread->WaitStatus;
+    }
+    KeLowerIrql(Irql);
+    return Status;
+}
+
+NTSYSAPI NTSTATUS KeDelayExecutionThread(CHAR Mode, BOOLEAN Alertable, PLARGE_INTEGER Interval) {
+    NTSTATUS Status = KeWaitForSingleObject(NULL, Executive, Mode, Alertable, Interval);
+    return Status == STATUS_TIMEOUT ? STATUS_SUCCESS : Status;
+}
+
+void KiSleep(ULONG Milliseconds) {
+    LARGE_INTEGER Interval = {.QuadPart = -(LONG64)MAX(Milliseconds, 1) * 10000};
+    KeDelayExecutionThread(0, FALSE, &Interval);
+}
+
+/* -- events, mutexes ------------------------------------------------------------------------- */
+NTSYSAPI void KeInitializeEvent(PKEVENT Event, EVENT_TYPE Type, BOOLEAN State) {
+    Event->Header = (DISPATCHER_HEADER){.Type = (UCHAR)Type, .SignalState = State};
+    InitializeListHead(&Event->Header.WaitListHead);
+}
+
+NTSYSAPI LONG KeSetEvent(PKEVENT Event, LONG Increment, BOOLEAN Wait) {
+    UNREFERENCED(Increment), UNREFERENCED(Wait);
+    KIRQL Irql = KfRaiseIrql(DISPATCH_LEVEL);
+    LONG Old = Event->Header.SignalState;
+    Event->Header.SignalState = 1;
+    KiSatisfyWaiters(&Event->Header, STATUS_SUCCESS);
+    KeLowerIrql(Irql);
+    return Old;
+}
+
+NTSYSAPI LONG KeResetEvent(PKEVENT Event) {
+    LONG Old = Event->Header.SignalState;
+    Event->Header.SignalState = 0;
+    return Old;
+}
+
+NTSYSAPI void KeClearEvent(PKEVENT Event) {
+    Event->Header.SignalState = 0;
+}
+
+void KiInitializeMutex(PKI_MUTEX Mutex) {
+    KeInitializeEvent(&Mutex->Gate, SynchronizationEvent, TRUE);
+    Mutex->Owner = NULL;
+}
+
+void KiAcquireMutex(PKI_MUTEX Mutex) {
+    if (!KiSchedulerRunning || KiCrashing)
+        return;
+    KIRQL Irql = KfRaiseIrql(DISPATCH_LEVEL);
+    if (!Mutex->Gate.Header.WaitListHead.Flink)
+        KiInitializeMutex(Mutex);
+    KeLowerIrql(Irql);
+    KeWaitForSingleObject(&Mutex->Gate, Executive, 0, FALSE, NULL);
+    Mutex->Owner = KeGetCurrentPrcb()->CurrentThread;
+}
+
+void KiReleaseMutex(PKI_MUTEX Mutex) {
+    if (!KiSchedulerRunning || KiCrashing || !Mutex->Owner)
+        return;
+    Mutex->Owner = NULL;
+    KeSetEvent(&Mutex->Gate, 0, FALSE);
+}
+
+/* -- timers, DPCs ---------------------------------------------------------------------------- */
+NTSYSAPI void KeInitializeTimerEx(KTIMER *Timer, TIMER_TYPE Type) {
+    *Timer = (KTIMER){.Header = {.Type = (UCHAR)(TimerNotificationObject + Type)}};
+    InitializeListHead(&Timer->Header.WaitListHead);
+    InitializeListHead(&Timer->TimerListEntry);
+}
+
+NTSYSAPI void KeInitializeTimer(KTIMER *Timer) {
+    KeInitializeTimerEx(Timer, NotificationTimer);
+}
+
+NTSYSAPI BOOLEAN KeSetTimerEx(KTIMER *Timer, LARGE_INTEGER DueTime, LONG Period, PKDPC Dpc) {
+    BOOLEAN WasSet = KeCancelTimer(Timer);
+    KIRQL Irql = KfRaiseIrql(DISPATCH_LEVEL);
+    Timer->Period = (ULONG)Period;
+    Timer->Dpc = Dpc;
+    Timer->Header.Signalling = 1; /* inserted */
+    KiInsertTimer(Timer, DueTime.QuadPart);
+    KeLowerIrql(Irql);
+    return WasSet;
+}
+
+NTSYSAPI BOOLEAN KeSetTimer(KTIMER *Timer, LARGE_INTEGER DueTime, PKDPC Dpc) {
+    return KeSetTimerEx(Timer, DueTime, 0, Dpc);
+}
+
+NTSYSAPI BOOLEAN KeCancelTimer(KTIMER *Timer) {
+    KIRQL Irql = KfRaiseIrql(DISPATCH_LEVEL);
+    BOOLEAN WasSet = Timer->Header.Signalling;
+    if (WasSet)
+        RemoveEntryList(&Timer->TimerListEntry);
+    Timer->Header.Signalling = 0;
+    KeLowerIrql(Irql);
+    return WasSet;
+}
+
+NTSYSAPI void KeInitializeDpc(PKDPC Dpc, KDEFERRED_ROUTINE *Routine, PVOID Context) {
+    *Dpc =
+        (KDPC){.Type = 19, .Importance = 1, .DeferredRoutine = Routine, .DeferredContext = Context};
+}
+
+NTSYSAPI BOOLEAN KeInsertQueueDpc(PKDPC Dpc, PVOID Argument1, PVOID Argument2) {
+    KIRQL Irql = KfRaiseIrql(DISPATCH_LEVEL);
+    PKPRCB Prcb = KeGetCurrentPrcb();
+    BOOLEAN Inserted = !Dpc->DpcData;
+    if (Inserted) {
+        Dpc->SystemArgument1 = Argument1;
+        Dpc->SystemArgument2 = Argument2;
+        Dpc->DpcListEntry = NULL;
+        Dpc->DpcData = Prcb;
+        if (Prcb->DpcListTail)
+            Prcb->DpcListTail->DpcListEntry = Dpc;
+        else
+            Prcb->DpcListHead = Dpc;
+        Prcb->DpcListTail = Dpc;
+    }
+    KeLowerIrql(Irql);
+    return Inserted;
+}
+
+NTSYSAPI BOOLEAN KeRemoveQueueDpc(PKDPC Dpc) {
+    KIRQL Irql = KfRaiseIrql(DISPATCH_LEVEL);
+    PKPRCB Prcb = KeGetCurrentPrcb();
+    BOOLEAN Removed = FALSE;
+    for (PKDPC Entry = Prcb->DpcListHead, Previous = NULL; Entry && !Removed;
+         Previous = Entry, Entry = Entry->DpcListEntry) {
+        if (Entry != Dpc)
+            continue;
+        *(Previous ? (PKDPC *)&Previous->DpcListEntry : &Prcb->DpcListHead) = Dpc->DpcListEntry;
+        if (Prcb->DpcListTail == Dpc)
+            Prcb->DpcListTail = Previous;
+        Dpc->DpcData = NULL;
+        Removed = TRUE;
+    }
+    KeLowerIrql(Irql);
+    return Removed;
+}
+
+static NOINLINE void KiExecuteAllDpcs(void) {
+    PKPRCB Prcb = KeGetCurrentPrcb();
+    while (Prcb->DpcListHead) {
+        PKDPC Dpc = Prcb->DpcListHead;
+        Prcb->DpcListHead = Dpc->DpcListEntry;
+        if (!Prcb->DpcListHead)
+            Prcb->DpcListTail = NULL;
+        Dpc->DpcData = NULL;
+        Prcb->DpcRoutine = Dpc->DeferredRoutine;
+        Prcb->DpcTicks = 0;
+        Dpc->DeferredRoutine(Dpc, Dpc->DeferredContext, Dpc->SystemArgument1, Dpc->SystemArgument2);
+        Prcb->DpcRoutine = NULL;
+    }
+}
+
+void KiRetireDpcList(void) { /* at DISPATCH_LEVEL, interrupts on */
+    PKPRCB Prcb = KeGetCurrentPrcb();
+    if (Prcb->NestingLevel) /* a DPC lowered to below DISPATCH_LEVEL and back: not again */
+        return;
+    Prcb->NestingLevel = 1;
+    KiExecuteAllDpcs();
+    Prcb->NestingLevel = 0;
+}
+
+NTSYSAPI void KeFlushQueuedDpcs(void) {
+    KIRQL Irql = KfRaiseIrql(DISPATCH_LEVEL);
+    KiRetireDpcList();
+    KeLowerIrql(Irql);
+}
+
+/* -- IRQL, spin locks (one processor: raising IRQL is the lock) -------------------------------- */
+NTSYSAPI KIRQL KeGetCurrentIrql(void) {
+    ULONG64 Irql;
+    __asm__ volatile("movq %%cr8, %0" : "=r"(Irql));
+    return (KIRQL)Irql;
+}
+
+static inline void KiSetIrql(KIRQL Irql) {
+    __asm__ volatile("movq %0, %%cr8" ::"r"((ULONG64)Irql) : "memory");
+}
+
+NTSYSAPI KIRQL KfRaiseIrql(KIRQL NewIrql) {
+    KIRQL Old = KeGetCurrentIrql();
+    if (NewIrql > Old)
+        KiSetIrql(NewIrql);
+    return Old;
+}
+
+NTSYSAPI KIRQL KeRaiseIrqlToDpcLevel(void) {
+    return KfRaiseIrql(DISPATCH_LEVEL);
+}
+
+NTSYSAPI void KeLowerIrql(KIRQL NewIrql) {
+    if (NewIrql < DISPATCH_LEVEL && KiPcr.Prcb.DpcListHead && KiSchedulerRunning && !KiCrashing &&
+        KeGetCurrentIrql() == DISPATCH_LEVEL)
+        KiRetireDpcList();
+    KiSetIrql(NewIrql);
+}
+
+NTSYSAPI void KeInitializeSpinLock(PKSPIN_LOCK Lock) {
+    *Lock = 0;
+}
+
+NTSYSAPI KIRQL KeAcquireSpinLockRaiseToDpc(PKSPIN_LOCK Lock) {
+    KIRQL Irql = KfRaiseIrql(DISPATCH_LEVEL);
+    KeAcquireSpinLockAtDpcLevel(Lock);
+    return Irql;
+}
+
+NTSYSAPI void KeAcquireSpinLockAtDpcLevel(PKSPIN_LOCK Lock) {
+    while (
+        *(volatile KSPIN_LOCK *)Lock) /* taken twice by its holder: spins for good, as it would */
+        __asm__ volatile("pause");
+    *Lock = 1;
+}
+
+NTSYSAPI void KeReleaseSpinLock(PKSPIN_LOCK Lock, KIRQL OldIrql) {
+    *Lock = 0;
+    KeLowerIrql(OldIrql);
+}
+
+NTSYSAPI void KeReleaseSpinLockFromDpcLevel(PKSPIN_LOCK Lock) {
+    *Lock = 0;
+}

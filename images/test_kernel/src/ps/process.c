@@ -1,0 +1,151 @@
+/* Processes. Only System runs code; the others are entries of a scripted source: they appear in the
+ * process list and in notify callbacks as real ones would, and have no address space of their own.
+ */
+#include "ke.h"
+#include "ob.h"
+
+#define NOTIFY_MAX 64
+
+LIST_ENTRY PsActiveProcessHead = {&PsActiveProcessHead, &PsActiveProcessHead};
+PEPROCESS PsInitialSystemProcess;
+static OBJECT_TYPE PspProcessType = {.Name = "Process"};
+POBJECT_TYPE PsProcessType = &PspProcessType;
+static struct {
+    PVOID Routine;
+    BOOLEAN Extended;
+} PspCreateProcessNotifyRoutine[NOTIFY_MAX];
+static ULONG64 PspNextProcessId = 0x1C;
+static KI_MUTEX PspNotifyLock;
+
+static PEPROCESS PspAllocateProcess(PCSTR Name, HANDLE Id, HANDLE Parent) {
+    PEPROCESS Process;
+    if (!NT_SUCCESS(ObCreateObject(PsProcessType, sizeof(EPROCESS), (PVOID *)&Process)))
+        return NULL;
+    Process->Pcb.Header.Type = ProcessObject;
+    InitializeListHead(&Process->Pcb.Header.WaitListHead);
+    InitializeListHead(&Process->Pcb.ThreadListHead);
+    InitializeListHead(&Process->ThreadListHead);
+    Process->Pcb.DirectoryTableBase = KeLoaderBlock->PageTableRoot;
+    Process->UniqueProcessId = Id;
+    Process->InheritedFromUniqueProcessId = Parent;
+    RtlCopyText(Process->ImageFileName, sizeof(Process->ImageFileName), Name);
+    KIRQL Irql = KfRaiseIrql(DISPATCH_LEVEL);
+    InsertTailList(&PsActiveProcessHead, &Process->ActiveProcessLinks);
+    KeLowerIrql(Irql);
+    return Process;
+}
+
+void PspInitialize(void) {
+    PsInitialSystemProcess = PspAllocateProcess("System", (HANDLE)4, NULL);
+    KiIdleThread.Tcb.Process = KiIdleThread.Tcb.ApcState.Process = PsInitialSystemProcess;
+    KiIdleThread.Cid.UniqueProcess = (HANDLE)4;
+}
+
+static NOINLINE void PspCallProcessNotifyRoutines(PEPROCESS Process,
+                                                  PPS_CREATE_NOTIFY_INFO CreateInfo) {
+    for (ULONG i = 0; i < NOTIFY_MAX; i++) {
+        PVOID Routine = PspCreateProcessNotifyRoutine[i].Routine;
+        if (!Routine)
+            continue;
+        if (PspCreateProcessNotifyRoutine[i].Extended)
+            ((CREATE_PROCESS_NOTIFY_EX *)Routine)(Process, Process->UniqueProcessId, CreateInfo);
+        else
+            ((CREATE_PROCESS_NOTIFY *)Routine)(Process->InheritedFromUniqueProcessId,
+                                               Process->UniqueProcessId, CreateInfo != NULL);
+    }
+}
+
+PEPROCESS PspCreateProcess(PCSTR ImagePath, PCSTR CommandLine, PEPROCESS Parent, NTSTATUS *Status) {
+    PCSTR Name = ImagePath;
+    for (PCSTR Part = ImagePath; *Part; Part++)
+        if (*Part == '\\')
+            Name = Part + 1;
+    KiAcquireMutex(&PspNotifyLock);
+    PEPROCESS Process =
+        PspAllocateProcess(Name, (HANDLE)(PspNextProcessId += 4), Parent->UniqueProcessId);
+    *Status = Process ? STATUS_SUCCESS : STATUS_INSUFFICIENT_RESOURCES;
+    if (Process) {
+        CHAR NtPath[300];
+        UNICODE_STRING Image = {0}, Command = {0};
+        RtlFormat(NtPath, sizeof(NtPath), "\\??\\%s", ImagePath);
+        RtlTextToUnicode(NtPath, &Image);
+        RtlTextToUnicode(CommandLine, &Command);
+        Process->CreateTime.QuadPart = KiQuerySystemTime();
+        PS_CREATE_NOTIFY_INFO Info = {.Size = sizeof(Info),
+                                      .Flags = 1,
+                                      .ParentProcessId = Parent->UniqueProcessId,
+                                      .CreatingThreadId = PsGetCurrentThread_()->Cid,
+                                      .ImageFileName = &Image,
+                                      .CommandLine = &Command};
+        PspCallProcessNotifyRoutines(Process, &Info);
+        *Status = Info.CreationStatus;
+        RtlFreeUnicodeString(&Image);
+        RtlFreeUnicodeString(&Command);
+    }
+    KiReleaseMutex(&PspNotifyLock);
+    if (Process && !NT_SUCCESS(*Status)) { /* a callback forbade it */
+        PspExitProcess(Process);
+        return NULL;
+    }
+    return Process;
+}
+
+void PspExitProcess(PEPROCESS Process) {
+    KiAcquireMutex(&PspNotifyLock);
+    PspCallProcessNotifyRoutines(Process, NULL);
+    KIRQL Irql = KfRaiseIrql(DISPATCH_LEVEL);
+    RemoveEntryList(&Process->ActiveProcessLinks);
+    KeLowerIrql(Irql);
+    KiReleaseMutex(&PspNotifyLock);
+    ObfDereferenceObject(Process);
+}
+
+static NTSTATUS PspSetNotifyRoutine(PVOID Routine, BOOLEAN Extended, BOOLEAN Remove) {
+    NTSTATUS Status = Remove ? STATUS_INVALID_PARAMETER : STATUS_INSUFFICIENT_RESOURCES;
+    KiAcquireMutex(&PspNotifyLock); /* a callback under way ends before its driver may go */
+    for (ULONG i = 0; i < NOTIFY_MAX && !NT_SUCCESS(Status); i++) {
+        if (PspCreateProcessNotifyRoutine[i].Routine != (Remove ? Routine : NULL))
+            continue;
+        PspCreateProcessNotifyRoutine[i].Routine = Remove ? NULL : Routine;
+        PspCreateProcessNotifyRoutine[i].Extended = Extended;
+        Status = STATUS_SUCCESS;
+    }
+    KiReleaseMutex(&PspNotifyLock);
+    return Status;
+}
+
+NTSYSAPI NTSTATUS PsSetCreateProcessNotifyRoutineEx(CREATE_PROCESS_NOTIFY_EX *Routine,
+                                                    BOOLEAN Remove) {
+    return PspSetNotifyRoutine((PVOID)Routine, TRUE, Remove);
+}
+
+NTSYSAPI NTSTATUS PsSetCreateProcessNotifyRoutine(CREATE_PROCESS_NOTIFY *Routine, BOOLEAN Remove) {
+    return PspSetNotifyRoutine((PVOID)Routine, FALSE, Remove);
+}
+
+NTSYSAPI HANDLE PsGetCurrentProcessId(void) {
+    return PsGetCurrentThread_()->Cid.UniqueProcess;
+}
+NTSYSAPI HANDLE PsGetCurrentThreadId(void) {
+    return PsGetCurrentThread_()->Cid.UniqueThread;
+}
+NTSYSAPI PEPROCESS PsGetCurrentProcess(void) {
+    return PsGetCurrentThread_()->Tcb.Process;
+}
+NTSYSAPI HANDLE PsGetProcessId(PEPROCESS Process) {
+    return Process->UniqueProcessId;
+}
+
+NTSYSAPI NTSTATUS PsCreateSystemThread(PHANDLE Handle, ULONG Access, POBJECT_ATTRIBUTES Attributes,
+                                       HANDLE Process, PCLIENT_ID ClientId, KSTART_ROUTINE *Start,
+                                       PVOID Context) {
+    PETHREAD Thread;
+    UNREFERENCED(Attributes), UNREFERENCED(Process);
+    NTSTATUS Status = KiStartThread(Start, Context, &Thread);
+    if (!NT_SUCCESS(Status))
+        return Status;
+    if (ClientId)
+        *ClientId = Thread->Cid;
+    UNREFERENCED(Access);
+    return ObInsertObject(Thread, Handle);
+}
