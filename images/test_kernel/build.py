@@ -34,8 +34,9 @@ CLUSTER = 4096
 PARTITION_LBA = 2048
 LOADER_SECTORS = PARTITION_LBA - 1
 """The loader starts at sector 1 and must end before the partition."""
-BUILT = Path(__file__).parent / "built"
-"""The checked-in kernel: mbr.bin, loader.bin, ntoskrnl.exe, ntkrnlmp.pdb."""
+BUILT = Path(os.environ.get("LAB_TEST_KERNEL_BUILT") or Path(__file__).parent / "built")
+"""The checked-in kernel: mbr.bin, loader.bin, ntoskrnl.exe, ntkrnlmp.pdb. The environment variable
+LAB_TEST_KERNEL_BUILT names another build, as `make kernel-check` does to test one."""
 
 KERNEL_PATH = r"C:\Windows\System32\ntoskrnl.exe"
 REGISTRY_PATH = r"C:\Windows\System32\config\SYSTEM.reg"
@@ -43,6 +44,7 @@ DRIVERS_FOLDER = r"C:\Windows\System32\drivers"
 PAGEFILE_PATH = r"C:\pagefile.sys"
 MEMORY_DUMP_PATH = r"C:\Windows\MEMORY.DMP"
 BOOT_STATUS_PATH = r"C:\Windows\bootstat.dat"
+TEMPORARY_FOLDER = r"C:\Windows\Temp"
 
 Content = bytes | Path
 """The bytes of a file, or a file on this machine to take them from."""
@@ -121,6 +123,7 @@ def build_image(
         if pagefile_bytes:
             volume.preallocate(PAGEFILE_PATH, pagefile_bytes, pagefile_extents)
         volume.write(content)
+        volume.folder(PureWindowsPath(TEMPORARY_FOLDER))
         _run("qemu-img", "convert", "-q", "-f", "raw", "-O", "qcow2", str(raw), str(path))
     return path
 
@@ -192,7 +195,7 @@ class _Fat32Volume:
             path = PureWindowsPath(name)
             by_folder.setdefault(path.parent, []).append((path.name, data))
         for number, (folder, entries) in enumerate(by_folder.items()):
-            target = self._folder(folder)
+            target = self.folder(folder)
             staging = self._scratch / f"folder{number}"
             staging.mkdir()
             for name, data in entries:
@@ -225,7 +228,7 @@ class _Fat32Volume:
             spacers = [f"::/{spacer.name}" for spacer in between]
             self._forget_next_free()
         path = PureWindowsPath(name)
-        target = self._folder(path.parent)
+        target = self.folder(path.parent)
         self._copy([self._sparse(path.name, size)], target)
         if spacers:
             self._mtools("mdel", *spacers)
@@ -242,9 +245,10 @@ class _Fat32Volume:
             disk.seek((PARTITION_LBA + 1) * SECTOR + 0x1EC)
             disk.write(b"\xff\xff\xff\xff")
 
-    def _folder(self, folder: PureWindowsPath) -> str:
+    def folder(self, folder: PureWindowsPath) -> str:
+        """The folder's name for mtools; it is made if need be."""
         if folder not in self._folders:
-            target = f"{self._folder(folder.parent).rstrip('/')}/{folder.name}"
+            target = f"{self.folder(folder.parent).rstrip('/')}/{folder.name}"
             self._mtools("mmd", target)
             self._folders[folder] = target
         return self._folders[folder]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 import tempfile
 from pathlib import Path, PureWindowsPath
@@ -11,6 +12,26 @@ from typing import Self
 
 PARTITION_OFFSET = 1024 * 1024
 """Bytes from the start of the disk to its one partition."""
+DUMP_SIGNATURE = b"PAGEDU64"
+REQUIRED_DUMP_SPACE = 0xFA0
+"""Offset in DUMP_HEADER64 of the dump's whole size in bytes (u64)."""
+SYSTEM_TIME = 0xFA8
+"""Offset in DUMP_HEADER64 of when the dump was written (100 ns since 1601)."""
+
+
+def dump_in_pagefile(pagefile: bytes) -> bytes:
+    """The dump a crash left at the start of pagefile.sys. Raises ValueError if there is none."""
+    if not pagefile.startswith(DUMP_SIGNATURE):
+        raise ValueError(f"pagefile.sys holds no dump: it starts with {pagefile[:8]!r}")
+    (size,) = struct.unpack_from("<Q", pagefile, REQUIRED_DUMP_SPACE)
+    if not 0x2000 < size <= len(pagefile):
+        raise ValueError(f"the dump says it has {size} bytes, the pagefile {len(pagefile)}")
+    return pagefile[:size]
+
+
+def dump_time(dump: bytes) -> int:
+    """When a dump was written, in 100 ns since 1601."""
+    return int(struct.unpack_from("<Q", dump, SYSTEM_TIME)[0])
 
 
 class DiskFiles:

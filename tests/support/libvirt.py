@@ -181,10 +181,18 @@ class Domain:
     """One virtual machine: an IDE disk that is an overlay on an image, and its devices.
 
     name_prefix: the start of its name in libvirt. memory_mib: guest memory in MiB.
+    hold_restarts: a restart from inside powers the machine off, so that its disk can be looked at
+    before the next boot.
     """
 
     def __init__(
-        self, libvirt: Libvirt, image: Path, *, name_prefix: str = "m", memory_mib: int = 64
+        self,
+        libvirt: Libvirt,
+        image: Path,
+        *,
+        name_prefix: str = "m",
+        memory_mib: int = 64,
+        hold_restarts: bool = False,
     ) -> None:
         self.libvirt = libvirt
         self.image = image
@@ -195,6 +203,7 @@ class Domain:
         self.overlay = self.folder / "disk.qcow2"
         self.console_log = self.folder / "com1.log"
         self.debug_log = self.folder / "debug.log"
+        self.hold_restarts = hold_restarts
         self._memory_mib = memory_mib
         self.new_overlay()
 
@@ -220,7 +229,9 @@ class Domain:
   <os><type arch='x86_64' machine='pc'>hvm</type><boot dev='hd'/></os>
   <features><acpi/><apic/><vmcoreinfo state='on'/></features>
   <cpu mode='maximum'/>
-  <on_poweroff>destroy</on_poweroff><on_reboot>restart</on_reboot><on_crash>preserve</on_crash>
+  <on_poweroff>destroy</on_poweroff>
+  <on_reboot>{"destroy" if self.hold_restarts else "restart"}</on_reboot>
+  <on_crash>preserve</on_crash>
   <devices>
     <emulator>/usr/bin/qemu-system-x86_64</emulator>
     <disk type='file' device='disk'>
@@ -299,6 +310,13 @@ class Domain:
         shutil.copyfile(picture, file)
         return file
 
+    def screen_text(self) -> str:
+        """The screen's lines, of a machine in VGA text mode (80 x 25 cells from 0xB8000)."""
+        shown = self.virsh("qemu-monitor-command", "--hmp", "xp /2000hx 0xb8000")
+        cells = [int(word, 16) for line in shown.splitlines() for word in line.split()[1:]]
+        text = bytes(cell & 0xFF for cell in cells).decode("cp437")
+        return "\n".join(text[row : row + 80].rstrip() for row in range(0, 2000, 80))
+
     def send_keys(self, *keys: str, hold_milliseconds: int = 100) -> None:
         """Presses Linux key names (KEY_RIGHTCTRL ...) at once and lets them go."""
         self.virsh("send-key", "--codeset", "linux", "--holdtime", str(hold_milliseconds), *keys)
@@ -327,6 +345,22 @@ class Domain:
         """How many bug checks told the hypervisor that the guest deals with them (CRASHLOADED)."""
         return sum("Crashed Crashloaded" in line for line in self.events())
 
+    def wait_for_crash(self, deadline: float, count: int = 1) -> None:
+        """Waits for the `count`-th bug check since power-on; `deadline` in seconds."""
+        wait_for(f"bug check {count}", lambda: self.crash_count() >= count, deadline)
+
+    def wait_for_restart(self, deadline: float, count: int = 1) -> None:
+        """Waits for the `count`-th reset since power-on; `deadline` in seconds."""
+        wait_for(f"restart {count}", lambda: self.reset_count() >= count, deadline)
+
+    def wait_for_power_off(self, deadline: float) -> None:
+        """Waits until the machine is off; `deadline` in seconds."""
+        wait_for("power off", lambda: self.state() == "off", deadline)
+
+    def limit_disk_writes(self, bytes_per_second: int) -> None:
+        """Makes the disk slow to write; 0 takes the limit away."""
+        self.virsh("blkdeviotune", "hda", "--write-bytes-sec", str(bytes_per_second), "--live")
+
     def disk_bytes_written(self) -> int:
         """Bytes the machine has written to its disk since it was started."""
         for line in self.virsh("domblkstat", "hda").splitlines():
@@ -353,6 +387,16 @@ class Domain:
         file = self.folder / f"memory.{file_format}"
         self.virsh("dump", str(file), "--memory-only", "--format", file_format)
         return file
+
+    def disk_bytes_at(self, offset: int, size: int) -> bytes:
+        """Bytes of the disk as it is now; `offset` and `size` are whole sectors of 512 bytes."""
+        part = self.folder / "part"
+        _run(
+            "qemu-img", "dd", "-U", "-f", "qcow2", "-O", "raw", "bs=512",
+            f"skip={offset // 512}", f"count={(offset + size) // 512}",
+            f"if={self.overlay}", f"of={part}",
+        )  # fmt: skip
+        return part.read_bytes()
 
     def disk(self) -> DiskFiles:
         """The files on the disk as they are now; of a running machine, a snapshot."""

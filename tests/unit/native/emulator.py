@@ -16,8 +16,9 @@ import symbolic
 import unicorn
 from unicorn import x86_const as x86
 
+BUILT = Path(__file__).parents[3] / "images" / "test_kernel" / "built"
 PAGE = 0x1000
-STACK_BASE, STACK_SIZE = 0xFFFFF80318A00000, 0x20000
+STACK_BASE, STACK_SIZE = 0xFFFFF80318A00000, 0x100000
 HEAP_BASE, HEAP_SIZE = 0xFFFF840500000000, 0x40000
 KERNEL_BASE, DRIVER_BASE = 0xFFFFF80312000000, 0xFFFFF80320000000
 PCR_BASE = 0xFFFFF78000010000
@@ -111,10 +112,6 @@ class Emulator:
         self.answer(names["HalDebugPrint"], self._debug_print)
         self.answer(names["KeBugCheckEx"], self._bug_check)
         self.add_image(kernel)
-        for address in self._answers:
-            self.write(address, b"\xc3")  # ret
-
-    _answers: list[int]
 
     def map(self, address: int, size: int) -> None:
         """Map zeroed pages."""
@@ -125,32 +122,47 @@ class Emulator:
         """Map an image and put it on the module list."""
         size = -(-len(image.memory) // PAGE) * PAGE
         self.map(image.base, size)
+        self.modules.append((image, self.allocate(0xA0)))
+        self._heap_floor = self._heap
+        self.replace_image(image)
+
+    def replace_image(self, image: Image) -> None:
+        """Put another image of the same size in the place of the last one."""
+        _, entry = self.modules[-1]
+        self.modules[-1] = (image, entry)
         self.write(image.base, image.memory)
-        entry = self.allocate(0xA0)
+        self.cpu.ctl_remove_cache(image.base, image.base + len(image.memory))
         rva, length = image.exception_table
         self.write(entry + 0x10, struct.pack("<QI", image.base + rva, length))
-        self.write(entry + 0x30, struct.pack("<3Q", image.base, 0, size))
-        self.modules.append((image, entry))
-        self._heap_floor = self._heap
+        self.write(entry + 0x30, struct.pack("<3Q", image.base, 0, len(image.memory)))
 
     def answer(self, address: int, function: Callable[[], int]) -> None:
-        """Have `function` stand in for the code at `address`, which must be (or become) a ret."""
-        if not hasattr(self, "_answers"):
-            self._answers = []
-        self._answers.append(address)
-        self.watch(address, lambda: self.cpu.reg_write(x86.UC_X86_REG_RAX, int(function()) & MASK))
+        """Have `function` stand in for the code at `address`."""
+
+        def return_to_caller() -> None:
+            rsp = self.cpu.reg_read(x86.UC_X86_REG_RSP)
+            self.cpu.reg_write(x86.UC_X86_REG_RAX, int(function()) & MASK)
+            self.cpu.reg_write(x86.UC_X86_REG_RSP, rsp + 8)
+            self.cpu.reg_write(x86.UC_X86_REG_RIP, *struct.unpack("<Q", self.read(rsp, 8)))
+
+        self.watch(address, return_to_caller)
 
     def watch(self, address: int, function: Callable[[], object]) -> None:
         """Call `function` each time execution reaches `address`."""
 
-        def hook(cpu: unicorn.Uc, _address: int, _size: int, _data: object) -> None:
+        self.watch_range(address, address + 1, lambda _address: function())
+
+    def watch_range(self, begin: int, end: int, function: Callable[[int], object]) -> None:
+        """Call `function` with the address of each instruction in a range."""
+
+        def hook(cpu: unicorn.Uc, address: int, _size: int, _data: object) -> None:
             try:
-                function()
+                function(address)
             except BaseException as error:  # carried over the emulator's C frames
                 self._error = error
                 cpu.emu_stop()
 
-        self.cpu.hook_add(unicorn.UC_HOOK_CODE, hook, begin=address, end=address)
+        self.cpu.hook_add(unicorn.UC_HOOK_CODE, hook, begin=begin, end=end - 1)
 
     def _invalid(
         self, cpu: unicorn.Uc, access: int, address: int, size: int, _value: int, _data: object
@@ -318,3 +330,9 @@ def virtual_unwind(
     data, frame = struct.unpack("<2Q", emulator.read(results + 0x10, 16))
     unwound = Registers.from_context(emulator.read(context, CONTEXT_SIZE))
     return Unwound(unwound, handler, data, frame)
+
+
+def kernel_emulator() -> Emulator:
+    """A new emulator with the checked-in kernel."""
+    image = Image.from_file(BUILT / "ntoskrnl.exe", KERNEL_BASE)
+    return Emulator(image, functions_by_name(image, BUILT / "ntkrnlmp.pdb"))

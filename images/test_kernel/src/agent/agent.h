@@ -35,7 +35,8 @@ PCSTR JsonCheck(PCSTR Text, JSON *Value); /* NULL: well formed; or what is wrong
 BOOLEAN JsonMember(JSON Object, PCSTR Name, JSON *Value);
 /* Walks the members (Name not NULL) or elements of a container; start with Value->Text = NULL. */
 BOOLEAN JsonNext(JSON Container, JSON *Name, JSON *Value);
-PCHAR JsonString(JSON Value); /* UTF-8, caller frees; NULL: not a string, or no memory */
+BOOLEAN JsonString(
+    JSON Value, PCHAR Target); /* UTF-8, no longer than the value; FALSE: no string */
 BOOLEAN JsonInteger(JSON Value, LONG64 *Integer);
 void JsonPutString(POUTPUT Output, PCSTR Text);
 void JsonPutBase64(POUTPUT Output, const UCHAR *Data, ULONG Length); /* with its quotes */
@@ -46,9 +47,9 @@ BOOLEAN Base64Decode(PCHAR Text, ULONG *Decoded);
 ULONG Win32Error(NTSTATUS Status); /* as RtlNtStatusToDosError */
 PCSTR Win32Message(ULONG Error);   /* the system's English text */
 
-/* -- built-in programs, one file each or a few small ones together ------------------------------
- */
-PROGRAM ScMain, RegMain, PnpUtilMain, DriverQueryMain, ShutdownMain, CmdMain;
-PCSTR ProgramOption(int Count, PCHAR *Arguments, PCSTR Name); /* what follows "/x"; NULL: absent */
+/* -- built-in programs ------------------------------------------------------------------------- */
+PROGRAM ScMain, RegMain, PnpUtilMain, DriverQueryMain;
+static inline BOOLEAN Same(PCSTR A, PCSTR B) { return RtlCompareTextInsensitive(A, B) == 0; }
 BOOLEAN ProgramFlag(int Count, PCHAR *Arguments, PCSTR Name);
-BOOLEAN ServicePath(PCHAR Key, ULONG Size, PCSTR Service); /* its key; FALSE: no such service */
+PCSTR ProgramOption(int Count, PCHAR *Arguments, PCSTR Name); /* what follows "/x"; NULL: absent */
+BOOLEAN ServicePath(PCHAR Key, ULONG Size, PCSTR Service);    /* its key; FALSE: no such service */

@@ -4,142 +4,109 @@
 #include "agent.h"
 
 enum { COLUMNS = 18, CELL = 80 };
-static const struct {
-    PCSTR Title;
-    ULONG Width;
-    BOOLEAN Short; /* also without /v */
-} DriverColumns[COLUMNS] = {
-    {"Module Name", 12, TRUE},
-    {"Display Name", 22, TRUE},
-    {"Description", 22, FALSE},
-    {"Driver Type", 13, TRUE},
-    {"Start Mode", 10, FALSE},
-    {"State", 10, FALSE},
-    {"Status", 10, FALSE},
-    {"Accept Stop", 11, FALSE},
-    {"Accept Pause", 12, FALSE},
-    {"Paged Pool(bytes)", 17, FALSE},
-    {"Code(bytes)", 12, FALSE},
-    {"BSS(bytes)", 10, FALSE},
-    {"Link Date", 22, TRUE},
-    {"Path", 50, FALSE},
-    {"Init(bytes)", 11, FALSE},
-    {"Base Address", 18, FALSE},
-    {"Image Size(bytes)", 17, FALSE},
-    {"Time Stamp", 10, FALSE},
-};
-
-/* The parts of a PE header that are read here (Microsoft, "PE Format"). */
-typedef struct _SECTION {
-    CHAR Name[8];
-    ULONG VirtualSize, VirtualAddress, RawSize, RawOffset, Unused[3], Characteristics;
-} SECTION;
-enum { SECTION_CODE = 0x20, SECTION_BSS = 0x80 };
+typedef CHAR DRIVER_ROW[COLUMNS][CELL];
+static const DRIVER_ROW DriverTitles = {"Module Name", "Display Name", "Description", "Driver Type",
+    "Start Mode", "State", "Status", "Accept Stop", "Accept Pause", "Paged Pool(bytes)",
+    "Code(bytes)", "BSS(bytes)", "Link Date", "Path", "Init(bytes)", "Base Address",
+    "Image Size(bytes)", "Time Stamp"};
+static const UCHAR DriverWidths[COLUMNS] = {
+    12, 22, 22, 13, 10, 10, 10, 11, 12, 17, 12, 10, 22, 48, 11, 18, 17, 10};
 
 static void DriverPutNumber(PCHAR Cell, ULONG Number) {
-    if (Number < 1000)
-        RtlFormat(Cell, CELL, "%u", Number);
-    else if (Number < 1000000)
-        RtlFormat(Cell, CELL, "%u,%03u", Number / 1000, Number % 1000);
-    else
-        RtlFormat(
-            Cell, CELL, "%u,%03u,%03u", Number / 1000000, Number / 1000 % 1000, Number % 1000);
+    ULONG High = Number / 1000000, Middle = Number / 1000 % 1000, Low = Number % 1000;
+    PCSTR Format = High ? "%u,%03u,%03u" : Middle ? "%.0u%u,%03u" : "%.0u%.0u%u";
+    RtlFormat(Cell, CELL, Format, High, Middle, Low);
 }
 
-static void DriverPutSections(PKLDR_DATA_TABLE_ENTRY Module, CHAR Cells[COLUMNS][CELL]) {
-    PUCHAR Base = Module->DllBase, Header = Base + *(PULONG)(Base + 0x3C);
-    SECTION *Section = (SECTION *)(Header + 24 + *(PUSHORT)(Header + 20));
+/* Sizes of the sections, from the image's header (Microsoft, "PE Format"). */
+static void DriverPutSections(PUCHAR Base, DRIVER_ROW Row) {
+    PUCHAR Header = Base + *(PULONG)(Base + 0x3C), Section = Header + 24 + *(PUSHORT)(Header + 20);
     ULONG Code = 0, Bss = 0, Init = 0, Paged = 0;
-    for (USHORT i = 0; i < *(PUSHORT)(Header + 6); i++) {
-        ULONG Flags = Section[i].Characteristics, Size = Section[i].VirtualSize;
-        Code += Flags & SECTION_CODE ? Size : 0;
-        Bss += Flags & SECTION_BSS ? Size : 0;
-        Paged += memcmp(Section[i].Name, "PAGE", 4) == 0 ? Size : 0;
-        Init += memcmp(Section[i].Name, "INIT", 4) == 0 ? Size : 0;
+    for (USHORT Count = *(PUSHORT)(Header + 6); Count > 0; Count--, Section += 40) {
+        ULONG Size = *(PULONG)(Section + 8), Flags = *(PULONG)(Section + 36);
+        Code += Flags & 0x20 ? Size : 0;
+        Bss += Flags & 0x80 ? Size : 0;
+        Paged += memcmp(Section, "PAGE", 4) == 0 ? Size : 0;
+        Init += memcmp(Section, "INIT", 4) == 0 ? Size : 0;
     }
-    DriverPutNumber(Cells[9], Paged);
-    DriverPutNumber(Cells[10], Code);
-    DriverPutNumber(Cells[11], Bss);
-    DriverPutNumber(Cells[14], Init);
+    DriverPutNumber(Row[9], Paged);
+    DriverPutNumber(Row[10], Code);
+    DriverPutNumber(Row[11], Bss);
+    DriverPutNumber(Row[14], Init);
 }
 
-static void DriverDescribe(PKLDR_DATA_TABLE_ENTRY Module, CHAR Cells[COLUMNS][CELL]) {
+static void DriverDescribe(PKLDR_DATA_TABLE_ENTRY Module, DRIVER_ROW Row) {
     static const PCSTR Starts[] = {"Boot", "System", "Auto", "Manual", "Disabled"};
     CHAR Key[200];
     KI_DATE Date;
     PIO_DRIVER Driver = NULL;
-    memset(Cells, 0, COLUMNS * CELL);
     for (PLIST_ENTRY Entry = IopDrivers.Flink; Entry != &IopDrivers; Entry = Entry->Flink)
         if (CONTAINING_RECORD(Entry, IO_DRIVER, Link)->Object.DriverStart == Module->DllBase)
             Driver = CONTAINING_RECORD(Entry, IO_DRIVER, Link);
-    RtlUnicodeToText(&Module->BaseDllName, Cells[0], CELL);
-    if (strchr(Cells[0], '.') != NULL) *strchr(Cells[0], '.') = 0;
-    if (Driver != NULL) RtlCopyText(Cells[0], CELL, Driver->Service);
-    ServicePath(Key, sizeof(Key), Cells[0]);
-    if (!NT_SUCCESS(CmQueryString(Key, "DisplayName", Cells[1], CELL)))
-        RtlCopyText(Cells[1], CELL, Cells[0]);
-    RtlCopyText(Cells[2], CELL, Cells[1]); /* Windows, too, shows the display name twice */
-    RtlCopyText(Cells[3], CELL, CmQueryDword(Key, "Type", 1) == 2 ? "File System " : "Kernel ");
-    RtlCopyText(Cells[4], CELL, Starts[MIN(CmQueryDword(Key, "Start", 0), 4u)]);
-    RtlCopyText(Cells[5], CELL, "Running");
-    RtlCopyText(Cells[6], CELL, "OK");
-    RtlCopyText(Cells[7], CELL, Driver != NULL && Driver->Object.DriverUnload ? "TRUE" : "FALSE");
-    RtlCopyText(Cells[8], CELL, "FALSE");
-    DriverPutSections(Module, Cells);
+    RtlUnicodeToText(&Module->BaseDllName, Row[0], CELL);
+    PCHAR Dot = strchr(Row[0], '.');
+    if (Dot != NULL) *Dot = 0;
+    if (Driver != NULL) RtlCopyText(Row[0], CELL, Driver->Service);
+    ServicePath(Key, sizeof(Key), Row[0]);
+    RtlCopyText(Row[1], CELL, Row[0]);
+    CmQueryString(Key, "DisplayName", Row[1], CELL);
+    RtlCopyText(Row[2], CELL, Row[1]); /* Windows, too, shows the display name twice */
+    RtlCopyText(Row[3], CELL, CmQueryDword(Key, "Type", 1) == 2 ? "File System " : "Kernel ");
+    RtlCopyText(Row[4], CELL, Starts[MIN(CmQueryDword(Key, "Start", 0), 4u)]);
+    RtlCopyText(Row[5], CELL, "Running");
+    RtlCopyText(Row[6], CELL, "OK");
+    RtlCopyText(Row[7], CELL, Driver && Driver->Object.DriverUnload ? "TRUE" : "FALSE");
+    RtlCopyText(Row[8], CELL, "FALSE");
+    DriverPutSections(Module->DllBase, Row);
     KiTimeToDate(116444736000000000LL + Module->TimeDateStamp * 10000000LL, &Date);
-    RtlFormat(Cells[12], CELL, "%u/%u/%u %u:%02u:%02u %s", Date.Month, Date.Day, Date.Year,
+    RtlFormat(Row[12], CELL, "%u/%u/%u %u:%02u:%02u %s", Date.Month, Date.Day, Date.Year,
         (Date.Hour + 11) % 12 + 1, Date.Minute, Date.Second, Date.Hour < 12 ? "AM" : "PM");
-    RtlUnicodeToText(&Module->FullDllName, Cells[13], CELL);
-    RtlFormat(Cells[15], CELL, "0x%016llx", (ULONG64)Module->DllBase);
-    DriverPutNumber(Cells[16], Module->SizeOfImage);
-    RtlFormat(Cells[17], CELL, "0x%08x", Module->TimeDateStamp);
+    RtlUnicodeToText(&Module->FullDllName, Row[13], CELL);
+    RtlFormat(Row[15], CELL, "0x%016llx", (ULONG64)Module->DllBase);
+    DriverPutNumber(Row[16], Module->SizeOfImage);
+    RtlFormat(Row[17], CELL, "0x%08x", Module->TimeDateStamp);
+}
+
+static void DriverPrint(POUTPUT Output, const DRIVER_ROW Row, PCSTR Style, BOOLEAN Verbose) {
+    for (ULONG i = 0; i < COLUMNS; i++) {
+        int Width = DriverWidths[i];
+        if (!Verbose && i != 0 && i != 1 && i != 3 && i != 12) continue;
+        if (Same(Style, "csv"))
+            OutputPrint(Output, "%s\"%s\"", i ? "," : "", Row[i]);
+        else if (Same(Style, "list"))
+            OutputPrint(Output, "%s:%*s%s\n", DriverTitles[i], 19 - (int)strlen(DriverTitles[i]),
+                "", Row[i]);
+        else
+            OutputPrint(Output, "%s%-*.*s", i ? " " : "", Width, Width, Row[i]);
+    }
+    OutputPrint(Output, "\n");
 }
 
 int DriverQueryMain(int Count, PCHAR *Arguments, POUTPUT Output, POUTPUT Errors) {
-    static const PCSTR Formats[] = {"table", "list", "csv"};
-    enum { TABLE, LIST, CSV, NONE };
-    BOOLEAN Verbose = ProgramFlag(Count, Arguments, "v"),
-            Header = !ProgramFlag(Count, Arguments, "nh");
-    PCSTR Wanted = ProgramOption(Count, Arguments, "fo");
-    ULONG Format = TABLE;
-    while (
-        Wanted != NULL && Format < NONE && RtlCompareTextInsensitive(Wanted, Formats[Format]) != 0)
-        Format++;
-    CHAR(*Cells)[CELL] = KiAllocate(COLUMNS * CELL);
-    if (Format == NONE || Cells == NULL) {
+    BOOLEAN Verbose = ProgramFlag(Count, Arguments, "v");
+    PCSTR Style = ProgramOption(Count, Arguments, "fo");
+    Style = Style == NULL ? "table" : Style;
+    DRIVER_ROW *Row = KiAllocate(sizeof(*Row));
+    if (!Row || (!Same(Style, "table") && !Same(Style, "list") && !Same(Style, "csv"))) {
         OutputPrint(Errors, "ERROR: Invalid syntax. Invalid value specified for '/fo' option.\n"
                             "Type \"DRIVERQUERY /?\" for usage.\n");
         return 1;
     }
-    for (ULONG Line = 0; Line < 2 && Format != LIST && Header; Line++) {
-        for (ULONG i = 0; i < COLUMNS && (Line == 0 || Format == TABLE); i++) {
-            if (!Verbose && !DriverColumns[i].Short) continue;
-            if (Format == CSV)
-                OutputPrint(Output, "%s\"%s\"", i ? "," : "", DriverColumns[i].Title);
-            else if (Line == 0)
-                OutputPrint(Output, "%s%-*s", i ? " " : "\n", DriverColumns[i].Width,
-                    DriverColumns[i].Title);
-            else
-                OutputPrint(Output, "%s%.*s", i ? " " : "\n", DriverColumns[i].Width,
-                    "==================================================");
+    if (!Same(Style, "csv")) OutputPrint(Output, "\n");
+    if (!Same(Style, "list") && !ProgramFlag(Count, Arguments, "nh")) {
+        DriverPrint(Output, DriverTitles, Style, Verbose);
+        for (ULONG i = 0; i < COLUMNS; i++) {
+            memset((*Row)[i], '=', DriverWidths[i]);
+            (*Row)[i][DriverWidths[i]] = 0;
         }
+        if (Same(Style, "table")) DriverPrint(Output, *Row, Style, Verbose);
     }
     for (PLIST_ENTRY Entry = PsLoadedModuleList.Flink; Entry != &PsLoadedModuleList;
          Entry = Entry->Flink) {
-        DriverDescribe(CONTAINING_RECORD(Entry, KLDR_DATA_TABLE_ENTRY, InLoadOrderLinks), Cells);
-        for (ULONG i = 0; i < COLUMNS; i++) {
-            if (!Verbose && !DriverColumns[i].Short) continue;
-            if (Format == CSV)
-                OutputPrint(Output, "%s\"%s\"", i ? "," : "\n", Cells[i]);
-            else if (Format == LIST)
-                OutputPrint(Output, "%s%s:%*s%s\n", i ? "" : "\n", DriverColumns[i].Title,
-                    (int)(19 - strlen(DriverColumns[i].Title)), "", Cells[i]);
-            else
-                OutputPrint(Output, "%s%-*.*s", i ? " " : "\n", DriverColumns[i].Width,
-                    DriverColumns[i].Width, Cells[i]);
-        }
+        DriverDescribe(CONTAINING_RECORD(Entry, KLDR_DATA_TABLE_ENTRY, InLoadOrderLinks), *Row);
+        DriverPrint(Output, *Row, Style, Verbose);
+        if (Same(Style, "list")) OutputPrint(Output, "\n");
     }
-    OutputPrint(Output, "\n");
-    KiFree(Cells);
+    KiFree(Row);
     return 0;
 }

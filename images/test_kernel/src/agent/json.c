@@ -130,16 +130,15 @@ static PCHAR JsonPutUtf8(PCHAR To, ULONG Code) {
     return To;
 }
 
-PCHAR JsonString(JSON Value) {
-    PCHAR Text = *Value.Text == '"' ? KiAllocate(Value.End - Value.Text) : NULL, To = Text;
-    if (Text == NULL) return NULL;
+BOOLEAN JsonString(JSON Value, PCHAR Target) {
+    static const CHAR Escapes[] = "bfnrt", Meanings[] = "\b\f\n\r\t";
+    if (*Value.Text != '"') return FALSE;
     for (PCSTR At = Value.Text + 1; At < Value.End - 1; At++) {
-        static const CHAR Escapes[] = "bfnrt", Meanings[] = "\b\f\n\r\t";
         if (*At != '\\') {
-            *To++ = *At;
+            *Target++ = *At;
         } else if (*++At != 'u') {
             PCSTR Escape = strchr(Escapes, *At);
-            *To++ = Escape != NULL ? Meanings[Escape - Escapes] : *At;
+            *Target++ = Escape != NULL ? Meanings[Escape - Escapes] : *At;
         } else {
             int Code = JsonHex(At + 1, 4), Low = -1;
             At += 4;
@@ -149,11 +148,11 @@ PCHAR JsonString(JSON Value) {
                 Code = 0x10000 + ((Code - 0xD800) << 10) + (Low - 0xDC00);
                 At += 6;
             }
-            To = JsonPutUtf8(To, Code >= 0xD800 && Code < 0xE000 ? 0xFFFD : Code);
+            Target = JsonPutUtf8(Target, Code >= 0xD800 && Code < 0xE000 ? 0xFFFD : Code);
         }
     }
-    *To = 0;
-    return Text;
+    *Target = 0;
+    return TRUE;
 }
 
 BOOLEAN JsonInteger(JSON Value, LONG64 *Integer) {

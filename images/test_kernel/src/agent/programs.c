@@ -2,127 +2,107 @@
  * Windows 10 do, as far as documents show it; none was compared with a Windows machine. */
 #include "agent.h"
 
-static const struct {
-    PCSTR Name;
-    PROGRAM *Main;
-} Programs[] = {
-    {"sc", ScMain},
-    {"reg", RegMain},
-    {"pnputil", PnpUtilMain},
-    {"driverquery", DriverQueryMain},
-    {"shutdown", ShutdownMain},
-    {"cmd", CmdMain},
-};
-
-PROGRAM *PspFindProgram(PCSTR Path) {
-    CHAR Name[64];
-    for (ULONG i = 0; i < ARRAY_SIZE(Programs); i++) {
-        RtlFormat(Name, sizeof(Name), "C:\\Windows\\System32\\%s.exe", Programs[i].Name);
-        if (RtlCompareTextInsensitive(Path, Name) == 0) return Programs[i].Main;
-    }
-    return NULL;
-}
-
 BOOLEAN ProgramFlag(int Count, PCHAR *Arguments, PCSTR Name) {
     for (int i = 1; i < Count; i++)
-        if ((*Arguments[i] == '/' || *Arguments[i] == '-') &&
-            RtlCompareTextInsensitive(Arguments[i] + 1, Name) == 0)
+        if ((*Arguments[i] == '/' || *Arguments[i] == '-') && Same(Arguments[i] + 1, Name))
             return TRUE;
     return FALSE;
 }
 
 PCSTR ProgramOption(int Count, PCHAR *Arguments, PCSTR Name) {
     for (int i = 1; i + 1 < Count; i++)
-        if ((*Arguments[i] == '/' || *Arguments[i] == '-') &&
-            RtlCompareTextInsensitive(Arguments[i] + 1, Name) == 0)
+        if ((*Arguments[i] == '/' || *Arguments[i] == '-') && Same(Arguments[i] + 1, Name))
             return Arguments[i + 1];
     return NULL;
 }
 
 /* -- shutdown ---------------------------------------------------------------------------------- */
-static struct {
-    ULONG Seconds;
-    BOOLEAN Reboot, Scheduled;
-} Shutdown;
+static ULONG64 ShutdownSeconds;
+static BOOLEAN ShutdownReboots, ShutdownScheduled;
 
 static void ShutdownThread(PVOID Context) {
     UNREFERENCED(Context);
-    KiSleep(Shutdown.Seconds * 1000);
-    PopRequestShutdown(Shutdown.Reboot);
+    KiSleep((ULONG)ShutdownSeconds * 1000);
+    PopRequestShutdown(ShutdownReboots);
 }
 
-int ShutdownMain(int Count, PCHAR *Arguments, POUTPUT Output, POUTPUT Errors) {
+static int ShutdownMain(int Count, PCHAR *Arguments, POUTPUT Output, POUTPUT Errors) {
     PCSTR Delay = ProgramOption(Count, Arguments, "t");
     ULONG64 Seconds = 30;
-    BOOLEAN Reboot = ProgramFlag(Count, Arguments, "r");
-    if ((!Reboot && !ProgramFlag(Count, Arguments, "s")) ||
-        (Delay != NULL && (!RtlTextToInteger(Delay, 10, &Seconds) || Seconds > 315360000))) {
-        OutputPrint(Output, "Usage: shutdown [/s | /r] [/f] [/t xxx]\n");
+    BOOLEAN Reboot = ProgramFlag(Count, Arguments, "r"), Off = ProgramFlag(Count, Arguments, "s");
+    BOOLEAN Good = !Delay || (RtlTextToInteger(Delay, 10, &Seconds) && Seconds <= 4000000);
+    if ((!Reboot && !Off) || !Good) {
+        OutputPrint(Output, "Usage: shutdown /s | /r [/f] [/t xxx]\n");
         return 1;
     }
-    if (Shutdown.Scheduled) {
+    if (ShutdownScheduled) {
         OutputPrint(Errors, "A system shutdown has already been scheduled.(1190)\n");
         return 1190;
     }
-    Shutdown.Reboot = Reboot;
-    Shutdown.Seconds = (ULONG)Seconds;
-    Shutdown.Scheduled = NT_SUCCESS(KiStartThread(ShutdownThread, NULL, NULL));
-    return Shutdown.Scheduled ? 0 : 8;
+    ShutdownSeconds = Seconds;
+    ShutdownReboots = Reboot;
+    ShutdownScheduled = NT_SUCCESS(KiStartThread(ShutdownThread, NULL, NULL));
+    return ShutdownScheduled ? 0 : 8;
 }
 
-/* -- cmd /c dir | type | copy | del | move | ren | md ---------------------------------------------
+/* -- cmd /c dir | type | del | ren | copy: one command with full paths, not a shell ---------------
  */
-static int CmdFail(POUTPUT Errors, NTSTATUS Status) {
-    OutputPrint(Errors, "%s\n", Win32Message(Win32Error(Status)));
-    return 1;
-}
-
-static int CmdDirectory(PFAT_FILE Directory, POUTPUT Output) {
+static void CmdDirectory(PFAT_FILE Directory, POUTPUT Output) {
     FAT_FILE Entry;
     KI_DATE Date;
     for (ULONG Cursor = 0; NT_SUCCESS(FatReadDirectory(Directory, &Cursor, &Entry));) {
+        CHAR Size[16] = "<DIR>         ";
         KiTimeToDate(Entry.WriteTime, &Date);
-        OutputPrint(Output, "%02u/%02u/%u  %02u:%02u    ", Date.Month, Date.Day, Date.Year,
-            Date.Hour, Date.Minute);
-        if (Entry.Attributes & 0x10)
-            OutputPrint(Output, "<DIR>          %s\n", Entry.Name);
-        else
-            OutputPrint(Output, "%14u %s\n", Entry.Size, Entry.Name);
+        if (!(Entry.Attributes & 0x10)) RtlFormat(Size, sizeof(Size), "%14u", Entry.Size);
+        OutputPrint(Output, "%02u/%02u/%u  %02u:%02u    %s %s\n", Date.Month, Date.Day, Date.Year,
+            Date.Hour, Date.Minute, Size, Entry.Name);
     }
-    return 0;
 }
 
-int CmdMain(int Count, PCHAR *Arguments, POUTPUT Output, POUTPUT Errors) {
+static int CmdMain(int Count, PCHAR *Arguments, POUTPUT Output, POUTPUT Errors) {
     CHAR From[260], To[260];
     FAT_FILE File;
-    PVOID Data;
+    PVOID Data = NULL;
     ULONG Size;
-    if (Count < 4 || RtlCompareTextInsensitive(Arguments[1], "/c") != 0)
-        return CmdFail(Errors, STATUS_NOT_SUPPORTED); /* no shell: one command with its paths */
-    PCSTR Verb = Arguments[2];
-    NTSTATUS Status = IopVolumePath(Arguments[3], From, sizeof(From));
-    if (NT_SUCCESS(Status) && Count > 4 && RtlCompareTextInsensitive(Verb, "ren") != 0)
-        Status = IopVolumePath(Arguments[4], To, sizeof(To));
-    if (NT_SUCCESS(Status) && RtlCompareTextInsensitive(Verb, "md") != 0)
-        Status = FatOpen(From, &File);
-    if (!NT_SUCCESS(Status)) return CmdFail(Errors, Status);
-    if (RtlCompareTextInsensitive(Verb, "dir") == 0) return CmdDirectory(&File, Output);
-    if (RtlCompareTextInsensitive(Verb, "md") == 0) {
-        Status = FatCreate(From, TRUE, &File);
-    } else if (RtlCompareTextInsensitive(Verb, "del") == 0) {
+    BOOLEAN Known = Count > 3 && Same(Arguments[1], "/c");
+    PCSTR Verb = Known ? Arguments[2] : "", Target = Count > 4 ? Arguments[4] : "";
+    NTSTATUS Status =
+        Known ? IopVolumePath(Arguments[3], From, sizeof(From)) : STATUS_NOT_SUPPORTED;
+    if (NT_SUCCESS(Status)) Status = FatOpen(From, &File);
+    if (!NT_SUCCESS(Status))
+        ;
+    else if (Same(Verb, "dir"))
+        CmdDirectory(&File, Output);
+    else if (Same(Verb, "del"))
         Status = File.Attributes & 0x10 ? STATUS_ACCESS_DENIED : FatDelete(&File);
-    } else if (RtlCompareTextInsensitive(Verb, "ren") == 0 && Count > 4) {
-        Status = FatRename(&File, Arguments[4]);
-    } else if (NT_SUCCESS(Status = FatLoadFile(From, &Data, &Size))) {
-        BOOLEAN Move = RtlCompareTextInsensitive(Verb, "move") == 0;
-        if (RtlCompareTextInsensitive(Verb, "type") == 0)
-            OutputAppend(Output, Data, Size);
-        else if (Count > 4 && (Move || RtlCompareTextInsensitive(Verb, "copy") == 0))
-            Status = FatStoreFile(To, Data, Size);
-        else
-            Status = STATUS_NOT_SUPPORTED;
-        if (Move && NT_SUCCESS(Status)) Status = FatDelete(&File);
-        KiFree(Data);
-    }
-    return NT_SUCCESS(Status) ? 0 : CmdFail(Errors, Status);
+    else if (Same(Verb, "ren"))
+        Status = FatRename(&File, Target);
+    else if (!NT_SUCCESS(Status = FatLoadFile(From, &Data, &Size)))
+        ;
+    else if (Same(Verb, "type"))
+        OutputAppend(Output, Data, Size);
+    else if (!Same(Verb, "copy"))
+        Status = STATUS_NOT_SUPPORTED;
+    else if (NT_SUCCESS(Status = IopVolumePath(Target, To, sizeof(To))))
+        Status = FatStoreFile(To, Data, Size);
+    if (Data != NULL) KiFree(Data);
+    if (!NT_SUCCESS(Status)) OutputPrint(Errors, "%s\n", Win32Message(Win32Error(Status)));
+    return NT_SUCCESS(Status) ? 0 : 1;
+}
+
+PROGRAM *PspFindProgram(PCSTR Path) {
+    static const struct {
+        PCSTR Path;
+        PROGRAM *Main;
+    } Programs[] = {
+        {"C:\\Windows\\System32\\sc.exe", ScMain},
+        {"C:\\Windows\\System32\\reg.exe", RegMain},
+        {"C:\\Windows\\System32\\pnputil.exe", PnpUtilMain},
+        {"C:\\Windows\\System32\\driverquery.exe", DriverQueryMain},
+        {"C:\\Windows\\System32\\shutdown.exe", ShutdownMain},
+        {"C:\\Windows\\System32\\cmd.exe", CmdMain},
+    };
+    for (ULONG i = 0; i < ARRAY_SIZE(Programs); i++)
+        if (Same(Path, Programs[i].Path)) return Programs[i].Main;
+    return NULL;
 }

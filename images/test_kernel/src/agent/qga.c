@@ -542,7 +542,7 @@ static void QgaThread(PVOID Context) {
         if (Length > 0)
             VioSerialReadDone();
         else
-            KiSleep(10);
+            KiSleep(1); /* to the next clock tick */
     }
 }
 

@@ -109,7 +109,7 @@ static void VioSendBuffer(PVIRTQUEUE Queue, const void *Data, ULONG Length) {
         if (Tries < 50)
             KiStallMicroseconds(20);
         else
-            KiSleep(10);
+            KiSleep(1);
     }
     Queue->Seen++;
 }

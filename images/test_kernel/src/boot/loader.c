@@ -3,21 +3,22 @@
  * addresses with the first GiB mapped onto itself; the disk and FAT32 code is the kernel's. */
 #include "ki.h"
 
-#define KERNEL_FILE       "Windows\\System32\\ntoskrnl.exe"
-#define KERNEL_SPACE      0xfffff80300000000ULL /* + 0 .. 16 GiB, in steps of 2 MiB */
-#define LARGE             0x200000ULL
-#define STACK_BYTES       0x8000
-#define MAXIMUM_IMAGE     0x1000000
-#define FIRST_PAGE        0x100000ULL
-#define PTE_VALID         0x061ULL /* present, accessed, dirty */
-#define PTE_WRITE         0x002ULL
-#define PTE_LARGE         0x080ULL
-#define PTE_NX            (1ULL << 63)
-#define PTE_ADDRESS       0x000ffffffffff000ULL
-#define SELF_MAP          0x1ed
-#define SECTION_EXECUTE   0x20000000
-#define SECTION_WRITE     0x80000000
-#define STATUS_CANNOT_FIT STATUS_NO_MEMORY
+#define KERNEL_FILE          "Windows\\System32\\ntoskrnl.exe"
+#define KERNEL_SPACE         0xfffff80300000000ULL /* + 0 .. 16 GiB, in steps of 2 MiB */
+#define LARGE                0x200000ULL
+#define STACK_BYTES          0x8000
+#define MAXIMUM_IMAGE        0x1000000
+#define FIRST_PAGE           0x100000ULL
+#define PTE_VALID            0x061ULL /* present, accessed, dirty */
+#define PTE_WRITE            0x002ULL
+#define PTE_LARGE            0x080ULL
+#define PTE_NX               (1ULL << 63)
+#define PTE_ADDRESS          0x000ffffffffff000ULL
+#define SELF_MAP             0x1ed
+#define SECTION_EXECUTE      0x20000000
+#define SECTION_WRITE        0x80000000
+#define RELOCATIONS_STRIPPED 0x0001
+#define STATUS_CANNOT_FIT    STATUS_NO_MEMORY
 
 typedef struct _REGION {
     ULONG64 Base, Length;
@@ -27,7 +28,8 @@ extern ULONG BootRegionCount; /* stage2.S */
 extern REGION BootRegions[];
 extern ULONG64 tables[];
 
-/* -- what the disk and file system code wants of a kernel; nothing else runs, so no locks -------- */
+/* -- what the disk and file system code wants of a kernel; nothing else runs, so no locks --------
+ */
 void KiInitializeMutex(PKI_MUTEX Mutex) { UNREFERENCED(Mutex); }
 void KiAcquireMutex(PKI_MUTEX Mutex) { UNREFERENCED(Mutex); }
 void KiReleaseMutex(PKI_MUTEX Mutex) { UNREFERENCED(Mutex); }
@@ -53,15 +55,13 @@ void *memset(void *Target, int Value, SIZE_T Bytes) {
 }
 int memcmp(const void *A, const void *B, SIZE_T Bytes) {
     for (const UCHAR *P = A, *Q = B; Bytes; P++, Q++, Bytes--) {
-        if (*P != *Q)
-            return *P - *Q;
+        if (*P != *Q) return *P - *Q;
     }
     return 0;
 }
 SIZE_T strlen(PCSTR Text) {
     SIZE_T Length = 0;
-    while (Text[Length])
-        Length++;
+    while (Text[Length]) Length++;
     return Length;
 }
 static CHAR Upper(CHAR Character) {
@@ -69,13 +69,13 @@ static CHAR Upper(CHAR Character) {
 }
 int RtlCompareTextInsensitiveN(PCSTR A, PCSTR B, SIZE_T Count) {
     for (; Count; A++, B++, Count--) {
-        if (Upper(*A) != Upper(*B) || !*A)
-            return Upper(*A) - Upper(*B);
+        if (Upper(*A) != Upper(*B) || !*A) return Upper(*A) - Upper(*B);
     }
     return 0;
 }
 
-/* -- failure ------------------------------------------------------------------------------------ */
+/* -- failure ------------------------------------------------------------------------------------
+ */
 static void Print(ULONG Row, PCSTR Text) {
     for (volatile USHORT *Cell = (USHORT *)0xB8000 + Row * 80 + 4; *Text; Text++)
         *Cell++ = 0x1F00 | (UCHAR)*Text;
@@ -85,8 +85,7 @@ static NORETURN void Fail(NTSTATUS Status) {
     CHAR Code[] = "Error code: 0x00000000";
     for (int Digit = 0; Digit < 8; Digit++)
         Code[21 - Digit] = "0123456789abcdef"[(ULONG)Status >> (4 * Digit) & 15];
-    for (ULONG Cell = 0; Cell < 80 * 25; Cell++)
-        ((volatile USHORT *)0xB8000)[Cell] = 0x1F20;
+    for (ULONG Cell = 0; Cell < 80 * 25; Cell++) ((volatile USHORT *)0xB8000)[Cell] = 0x1F20;
     Print(2, "Recovery");
     Print(5, "Your PC/Device needs to be repaired");
     Print(8, "The operating system couldn't be loaded because the kernel is missing or");
@@ -96,15 +95,14 @@ static NORETURN void Fail(NTSTATUS Status) {
     Print(15, "You'll need to use recovery tools. If you don't have any installation media");
     Print(16, "(like a disc or USB device), contact your PC administrator or PC/Device");
     Print(17, "manufacturer for assistance.");
-    for (;;)
-        __asm__ volatile("cli; hlt");
+    for (;;) __asm__ volatile("cli; hlt");
 }
 static void Check(NTSTATUS Status) {
-    if (!NT_SUCCESS(Status))
-        Fail(Status);
+    if (!NT_SUCCESS(Status)) Fail(Status);
 }
 
-/* -- memory ------------------------------------------------------------------------------------- */
+/* -- memory -------------------------------------------------------------------------------------
+ */
 static PHYSICAL NextPage = FIRST_PAGE, EndOfMemory;
 static PULONG64 Root;
 
@@ -120,8 +118,7 @@ static void FindMemory(PLOADER_PARAMETER_BLOCK Block) {
 static PVOID Allocate(ULONG64 Bytes) {
     PVOID Block = (PVOID)NextPage;
     NextPage += ROUND_TO_PAGES(Bytes);
-    if (NextPage > EndOfMemory)
-        Fail(STATUS_CANNOT_FIT);
+    if (NextPage > EndOfMemory) Fail(STATUS_CANNOT_FIT);
     return memset(Block, 0, ROUND_TO_PAGES(Bytes));
 }
 /* `Level` is 1 for a 4 KiB page, 2 for one of 2 MiB. */
@@ -129,8 +126,7 @@ static void Map(ULONG64 Virtual, PHYSICAL Physical, int Level, ULONG64 Flags) {
     PULONG64 Table = Root;
     for (int Depth = 4; Depth > Level; Depth--) {
         PULONG64 Entry = &Table[Virtual >> (12 + 9 * (Depth - 1)) & 511];
-        if (!*Entry)
-            *Entry = (ULONG64)Allocate(PAGE_SIZE) | PTE_VALID | PTE_WRITE;
+        if (!*Entry) *Entry = (ULONG64)Allocate(PAGE_SIZE) | PTE_VALID | PTE_WRITE;
         Table = (PULONG64)(*Entry & PTE_ADDRESS);
     }
     Table[Virtual >> (12 + 9 * (Level - 1)) & 511] = Physical | Flags;
@@ -140,8 +136,7 @@ static void MapDirect(void) {
     ULONG64 End = 2 * LARGE;
     for (ULONG Index = 0; Index < BootRegionCount; Index++) {
         REGION *Region = &BootRegions[Index];
-        if (Region->Type == 1 || Region->Base <= End)
-            End = MAX(End, Region->Base + Region->Length);
+        if (Region->Type == 1 || Region->Base <= End) End = MAX(End, Region->Base + Region->Length);
     }
     for (ULONG64 Address = 0; Address < MIN(End, 1ULL << 39); Address += LARGE)
         Map(MI_DIRECT_MAP + Address, Address, 2, PTE_VALID | PTE_WRITE | PTE_LARGE | PTE_NX);
@@ -156,7 +151,8 @@ static ULONG64 Entropy(void) {
     return Value;
 }
 
-/* -- the kernel image: PE/COFF specification, https://learn.microsoft.com/windows/win32/debug/pe-format */
+/* -- the kernel image: PE/COFF specification,
+ * https://learn.microsoft.com/windows/win32/debug/pe-format */
 typedef struct _PE_HEADERS {
     ULONG Signature;
     USHORT Machine, Sections;
@@ -178,7 +174,7 @@ typedef struct _PE_SECTION {
 
 static void Relocate(PUCHAR Image, PE_HEADERS *Pe, ULONG64 Delta) {
     ULONG Offset = Pe->RelocationTable, End = Offset + Pe->RelocationSize;
-    if (!Offset || End < Offset || End > Pe->ImageSize)
+    if (Pe->Characteristics & RELOCATIONS_STRIPPED || End < Offset || End > Pe->ImageSize)
         Fail(STATUS_INVALID_IMAGE_FORMAT);
     while (Offset + 8 <= End) {
         PULONG Block = (PULONG)(Image + Offset); /* page, bytes, then 16-bit entries */
@@ -207,7 +203,7 @@ static ULONG64 LoadKernel(PLOADER_PARAMETER_BLOCK Block) {
     Check(FatRead(&File, 0, Headers, PAGE_SIZE, &Done));
     ULONG PeOffset = *(PULONG)(Headers + 0x3C);
     PE_HEADERS *Pe = (PE_HEADERS *)(Headers + PeOffset);
-    if (Done < PAGE_SIZE || *(PUSHORT)Headers != 0x5A4D || PeOffset > PAGE_SIZE - sizeof(*Pe) ||
+    if (*(PUSHORT)Headers != 0x5A4D || PeOffset > PAGE_SIZE - sizeof(*Pe) ||
         Pe->Signature != 0x4550 || Pe->Machine != 0x8664 || Pe->Magic != 0x20B ||
         Pe->ImageSize < PAGE_SIZE || Pe->ImageSize > MAXIMUM_IMAGE || Pe->HeadersSize > PAGE_SIZE ||
         PeOffset + 24 + Pe->OptionalSize + Pe->Sections * sizeof(PE_SECTION) > PAGE_SIZE)
@@ -226,8 +222,8 @@ static ULONG64 LoadKernel(PLOADER_PARAMETER_BLOCK Block) {
             Section->RawSize > ROUND_TO_PAGES(Pe->ImageSize) - Section->Address)
             Fail(STATUS_INVALID_IMAGE_FORMAT);
         if (Section->RawSize)
-            Check(FatRead(&File, Section->RawOffset, Image + Section->Address, Section->RawSize,
-                          &Done));
+            Check(FatRead(
+                &File, Section->RawOffset, Image + Section->Address, Section->RawSize, &Done));
         ULONG64 Flags = PTE_VALID;
         if (!(Section->Flags & SECTION_EXECUTE))
             Flags |= PTE_NX | (Section->Flags & SECTION_WRITE ? PTE_WRITE : 0);
@@ -253,7 +249,8 @@ NORETURN void LoaderMain(void) {
     Block.FirstFreePage = NextPage >> PAGE_SHIFT;
     memcpy(Block.Region, BootRegions, Block.RegionCount * sizeof(REGION));
     memcpy(Kept, &Block, sizeof(Block));
-    /* Microsoft x64: argument in rcx; on entry a return address (none) below 32 bytes of home space. */
+    /* Microsoft x64: argument in rcx; on entry a return address (none) below 32 bytes of home
+     * space. */
     __asm__ volatile("movq %0, %%cr3; movq %1, %%rsp; xorl %%ebp, %%ebp; pushq $0; jmp *%2" ::"r"(
                          Block.PageTableRoot),
                      "r"(Block.StackTop - 32), "r"(Entry), "c"(MI_DIRECT_MAP + (ULONG64)Kept)

@@ -1,18 +1,16 @@
 /* The registry: keys and values in memory, in the order of SYSTEM.reg, whose text is that of "Windows
- * Registry Editor Version 5.00" in ASCII. Every change writes the whole text to SYSTEM.new, deletes
- * SYSTEM.reg and renames: a power cut leaves one of the two whole, and the next boot takes that one.
- * CM_KEY and CM_VALUE pointers stay good until the key or value is deleted; a value's data moves only
- * when its length changes. */
+ * Registry Editor Version 5.00" in ASCII. Every change writes the whole text back; FatStoreFile leaves
+ * the old or the new one after a power cut. CM_KEY and CM_VALUE pointers stay good until the key or
+ * value is deleted; a value's data moves only when its length changes. */
 #include "ob.h"
 
 #define CMP_HEADER "Windows Registry Editor Version 5.00"
 #define CMP_FILE   "Windows\\System32\\config\\SYSTEM.reg"
-#define CMP_NEW    "Windows\\System32\\config\\SYSTEM.new"
 #define CMP_ROOT   "HKEY_LOCAL_MACHINE"
 enum { PATH_SIZE = 256 };
 
 static LIST_ENTRY CmpKeys = {&CmpKeys, &CmpKeys};
-static KI_MUTEX CmpLock = KI_MUTEX_FREE(CmpLock);
+static KI_MUTEX CmpLock;
 /* The body is the key's path, looked up at each use: the key may be deleted meanwhile. */
 static OBJECT_TYPE CmpKeyType = {"Key", NULL};
 NTSYSAPI POBJECT_TYPE CmKeyObjectType = &CmpKeyType;
@@ -20,30 +18,27 @@ NTSYSAPI POBJECT_TYPE CmKeyObjectType = &CmpKeyType;
 static BOOLEAN CmpIsText(ULONG Type) {
     return Type == REG_SZ || Type == REG_EXPAND_SZ || Type == REG_MULTI_SZ;
 }
-static BOOLEAN CmpIsPlain(CHAR Character) { return Character >= ' ' && Character <= '~'; }
+static BOOLEAN CmpIsPlain(UCHAR Character) { return Character >= ' ' && Character <= '~'; }
 
-/* -- keys ------------------------------------------------------------------------------------- */
+/* -- keys and values -------------------------------------------------------------------------- */
+/* What follows `Prefix` in the path: nothing or a backslash. NULL: the path does not start so. */
 static PCSTR CmpAfter(PCSTR Path, PCSTR Prefix) {
     SIZE_T Length = strlen(Prefix);
-    BOOLEAN Match = RtlCompareTextInsensitiveN(Path, Prefix, Length) == 0 &&
-                    (Path[Length] == 0 || Path[Length] == '\\');
-    return Match ? Path + Length : NULL;
+    if (RtlCompareTextInsensitiveN(Path, Prefix, Length) != 0 || !strchr("\\", Path[Length]))
+        return NULL;
+    return Path + Length;
 }
 
 /* The path under its canonical root; FALSE for another root, empty names, control characters. */
 static BOOLEAN CmpCanonicalPath(PCSTR Path, PCHAR Canonical) {
-    PCSTR Rest = CmpAfter(Path, CMP_ROOT), Set, ControlSet = "";
+    PCSTR Rest = CmpAfter(Path, CMP_ROOT);
     if (!Rest && !(Rest = CmpAfter(Path, "HKLM")))
         Rest = CmpAfter(Path, "\\Registry\\Machine");
-    if (Rest && (Set = CmpAfter(Rest, "\\SYSTEM\\ControlSet001"))) { /* the one that is current */
-        ControlSet = "\\SYSTEM\\CurrentControlSet";
-        Rest = Set;
-    }
-    if (!Rest || sizeof(CMP_ROOT) + strlen(ControlSet) + strlen(Rest) > PATH_SIZE)
+    if (!Rest || strlen(CMP_ROOT) + strlen(Rest) >= PATH_SIZE)
         return FALSE;
-    RtlFormat(Canonical, PATH_SIZE, "%s%s%s", CMP_ROOT, ControlSet, Rest);
+    RtlFormat(Canonical, PATH_SIZE, "%s%s", CMP_ROOT, Rest);
     for (; *Rest; Rest++)
-        if (!CmpIsPlain(*Rest) || (*Rest == '\\' && (Rest[1] == '\\' || Rest[1] == 0)))
+        if (!CmpIsPlain(*Rest) || (*Rest == '\\' && strchr("\\", Rest[1])))
             return FALSE;
     return TRUE;
 }
@@ -61,10 +56,8 @@ PCM_KEY CmFindKey(PCSTR Path) {
 
 PCM_KEY CmNextSubkey(PCSTR Path, PCM_KEY Previous) {
     CHAR Canonical[PATH_SIZE];
-    if (!CmpCanonicalPath(Path, Canonical))
-        return NULL;
     PLIST_ENTRY Link = Previous ? Previous->Link.Flink : CmpKeys.Flink;
-    for (; Link != &CmpKeys; Link = Link->Flink) {
+    for (; CmpCanonicalPath(Path, Canonical) && Link != &CmpKeys; Link = Link->Flink) {
         PCM_KEY Key = CONTAINING_RECORD(Link, CM_KEY, Link);
         PCSTR Rest = CmpAfter(Key->Path, Canonical);
         if (Rest && *Rest && !strchr(Rest + 1, '\\'))
@@ -101,32 +94,25 @@ static PCM_KEY CmpMakeKey(PCHAR Path) {
     }
 }
 
-static void CmpFreeValue(PCM_VALUE Value) {
-    RemoveEntryList(&Value->Link);
-    KiFree(Value->Data);
-    KiFree(Value);
-}
-
 /* Texts are stored with a NUL at their end, whether it was given or not. */
 static NTSTATUS CmpStore(PCM_KEY Key, PCSTR Name, ULONG Type, const UCHAR *Data, ULONG Length) {
     PCM_VALUE Value = CmFindValue(Key, Name);
     ULONG Stored = Length + (CmpIsText(Type) && (Length == 0 || Data[Length - 1] != 0));
-    if (strlen(Name) >= sizeof(Value->Name))
-        return STATUS_OBJECT_NAME_INVALID;
-    for (PCSTR Text = Name; *Text; Text++)
-        if (!CmpIsPlain(*Text))
+    for (ULONG i = 0; Name[i]; i++)
+        if (!CmpIsPlain(Name[i]) || i + 1 == sizeof(Value->Name))
             return STATUS_OBJECT_NAME_INVALID;
     for (ULONG i = 0; i < Length && CmpIsText(Type); i++)
         if (Data[i] > 0x7F)
             return STATUS_INVALID_PARAMETER;
-    if (!Value || Value->Length != Stored) {
+    if (!Value) {
+        if (!(Value = ExAllocatePool2(0x40, sizeof(CM_VALUE), 'aVmC')))
+            return STATUS_INSUFFICIENT_RESOURCES;
+        RtlCopyText(Value->Name, sizeof(Value->Name), Name);
+        InsertTailList(&Key->Values, &Value->Link);
+    }
+    if (!Value->Data || Value->Length != Stored) {
         PUCHAR Copy = KiAllocate(Stored + 1); /* never of no bytes */
-        if (!Value && (Value = KiAllocate(sizeof(CM_VALUE)))) {
-            RtlCopyText(Value->Name, sizeof(Value->Name), Name);
-            Value->Data = NULL;
-            InsertTailList(&Key->Values, &Value->Link);
-        }
-        if (!Copy || !Value)
+        if (!Copy)
             return STATUS_INSUFFICIENT_RESOURCES;
         if (Value->Data)
             KiFree(Value->Data);
@@ -139,24 +125,46 @@ static NTSTATUS CmpStore(PCM_KEY Key, PCSTR Name, ULONG Type, const UCHAR *Data,
     return STATUS_SUCCESS;
 }
 
+static void CmpFreeValue(PCM_VALUE Value) {
+    RemoveEntryList(&Value->Link);
+    if (Value->Data)
+        KiFree(Value->Data);
+    KiFree(Value);
+}
+
+/* UTF-16 to ASCII, in place. */
+static BOOLEAN CmpNarrow(PUCHAR Data, PULONG Length) {
+    for (ULONG i = 0; i + 1 < *Length; i += 2) {
+        if (Data[i + 1] || Data[i] > 0x7F)
+            return FALSE;
+        Data[i / 2] = Data[i];
+    }
+    *Length /= 2;
+    return TRUE;
+}
+
 /* -- the text: reading. Values are decoded in place, never longer than their text -------------- */
 typedef struct _CMP_READER {
     PCHAR Text;
     ULONG Line;
 } CMP_READER, *PCMP_READER;
 
-static void CmpSkipBlanks(PCMP_READER Reader) {
+/* Past blanks and, if it comes next, `Expected`. */
+static BOOLEAN CmpSkip(PCMP_READER Reader, PCSTR Expected) {
     while (*Reader->Text == ' ' || *Reader->Text == '\t')
         Reader->Text++;
+    BOOLEAN Match = strncmp(Reader->Text, Expected, strlen(Expected)) == 0;
+    Reader->Text += Match ? strlen(Expected) : 0;
+    return Match;
 }
 
 /* Whether the line ends here, or only a comment is left. */
 static BOOLEAN CmpAtEnd(PCMP_READER Reader) {
-    CmpSkipBlanks(Reader);
-    return strchr("\r\n;", *Reader->Text) != NULL; /* the NUL too */
+    CmpSkip(Reader, "");
+    return strchr("\r\n;", *Reader->Text) != NULL; /* finds the NUL too */
 }
 
-/* To the next line; past the indented lines that continue this one. */
+/* To the next line; past the indented ones that continue this one. */
 static void CmpSkipLine(PCMP_READER Reader) {
     do {
         while (*Reader->Text && *Reader->Text != '\n')
@@ -175,7 +183,7 @@ static PCHAR CmpReadQuoted(PCMP_READER Reader, PULONG Length) {
     for (; *Text != '"'; *Out++ = *Text++) {
         if (*Text == '\\' && (Text[1] == '\\' || Text[1] == '"'))
             Text++;
-        else if (*Text == '\\' || (!CmpIsPlain(*Text) && *Text != '\t'))
+        else if (*Text == '\\' || !CmpIsPlain(*Text))
             return NULL;
     }
     Reader->Text = Text + 1;
@@ -184,144 +192,112 @@ static PCHAR CmpReadQuoted(PCMP_READER Reader, PULONG Length) {
     return Start;
 }
 
-static LONG CmpHexDigit(CHAR Digit) {
-    return Digit >= '0' && Digit <= '9'   ? Digit - '0'
-           : Digit >= 'a' && Digit <= 'f' ? Digit - 'a' + 10
-           : Digit >= 'A' && Digit <= 'F' ? Digit - 'A' + 10
-                                          : -1;
-}
-
-static ULONG CmpReadNumber(PCMP_READER Reader, ULONG *Digits) {
+static ULONG CmpReadNumber(PCMP_READER Reader, PULONG Digits) {
+    static const CHAR Hexadecimal[] = "0123456789abcdefABCDEF";
     ULONG Number = 0;
-    for (*Digits = 0; CmpHexDigit(*Reader->Text) >= 0; Reader->Text++, ++*Digits)
-        Number = Number << 4 | (ULONG)CmpHexDigit(*Reader->Text);
+    PCSTR Digit;
+    for (*Digits = 0; *Reader->Text && (Digit = strchr(Hexadecimal, *Reader->Text)); ++*Digits) {
+        ULONG Value = (ULONG)(Digit - Hexadecimal);
+        Number = Number << 4 | (Value > 15 ? Value - 6 : Value);
+        Reader->Text++;
+    }
     return Number;
 }
 
-/* Comma-separated bytes, to the end of the line and of those that a backslash adds to it. */
+/* Bytes with commas between them, to the end of the line and of those a backslash adds to it. */
 static PUCHAR CmpReadBytes(PCMP_READER Reader, PULONG Length) {
     PUCHAR Start = (PUCHAR)Reader->Text, Out = Start;
     while (!CmpAtEnd(Reader)) {
         ULONG Digits;
-        if (*Reader->Text == '\\') {
-            Reader->Text++;
-            if (!CmpAtEnd(Reader) || *Reader->Text == ';')
+        if (CmpSkip(Reader, "\\")) {
+            if (!CmpSkip(Reader, "\r\n") && !CmpSkip(Reader, "\n"))
                 return NULL;
-            while (*Reader->Text && *Reader->Text++ != '\n')
-                ;
             Reader->Line++;
             continue;
         }
         UCHAR Byte = (UCHAR)CmpReadNumber(Reader, &Digits);
-        if (Digits != 2 || !(CmpAtEnd(Reader) || *Reader->Text == ',' || *Reader->Text == '\\'))
+        if (Digits != 2 ||
+            (!CmpSkip(Reader, ",") && !CmpAtEnd(Reader) && *Reader->Text != '\\'))
             return NULL;
         *Out++ = Byte;
-        Reader->Text += *Reader->Text == ',';
     }
     *Length = (ULONG)(Out - Start);
     return Start;
 }
 
-/* UTF-16 to ASCII, in place. */
-static BOOLEAN CmpNarrow(PUCHAR Data, PULONG Length) {
-    for (ULONG i = 0; i + 1 < *Length; i += 2) {
-        if (Data[i + 1] || Data[i] > 0x7F)
-            return FALSE;
-        Data[i / 2] = Data[i];
-    }
-    *Length /= 2;
-    return TRUE;
-}
-
-/* A line "name"=value or @=value into `Key`; NULL, or what is wrong with it. */
-static PCSTR CmpReadValue(PCMP_READER Reader, PCM_KEY Key) {
+/* "name"=value or @=value. */
+static BOOLEAN CmpReadValue(PCMP_READER Reader, PCM_KEY Key) {
     ULONG Length = 0, Type = REG_SZ, Digits, Number;
-    PCSTR Name = "";
-    PUCHAR Data;
-    if (*Reader->Text == '@')
-        Reader->Text++;
-    else if (!(Name = CmpReadQuoted(Reader, &Length)))
-        return "expected [key], \"name\"=value, @=value or ;comment";
-    if (!Key)
-        return "a value before any key";
-    CmpSkipBlanks(Reader);
-    if (*Reader->Text++ != '=')
-        return "expected = after the name";
-    CmpSkipBlanks(Reader);
-    if (*Reader->Text == '"') {
-        if (!(Data = (PUCHAR)CmpReadQuoted(Reader, &Length)))
-            return "the text has no end, a lone backslash or what is not ASCII";
-    } else if (strncmp(Reader->Text, "dword:", 6) == 0) {
+    PCSTR Name = CmpSkip(Reader, "@") ? "" : CmpReadQuoted(Reader, &Length);
+    PUCHAR Data = NULL;
+    if (!Key || !Name || !CmpSkip(Reader, "="))
+        return FALSE;
+    if (CmpSkip(Reader, "dword:")) {
         Type = REG_DWORD;
-        Reader->Text += 6;
         Number = CmpReadNumber(Reader, &Digits);
-        Data = (PUCHAR)&Number;
+        Data = Digits >= 1 && Digits <= 8 ? (PUCHAR)&Number : NULL;
         Length = sizeof(Number);
-        if (Digits < 1 || Digits > 8)
-            return "dword: wants 1 to 8 hexadecimal digits";
-    } else if (strncmp(Reader->Text, "hex", 3) == 0) {
+    } else if (CmpSkip(Reader, "hex:")) {
         Type = REG_BINARY;
-        Reader->Text += 3;
-        if (*Reader->Text == '(') {
-            Reader->Text++;
-            Type = CmpReadNumber(Reader, &Digits);
-            if (Digits < 1 || Digits > 8 || *Reader->Text++ != ')')
-                return "expected hex(type):";
-        }
-        if (*Reader->Text++ != ':')
-            return "expected : after hex";
-        if (!(Data = CmpReadBytes(Reader, &Length)))
-            return "expected bytes of two hexadecimal digits, with commas between them";
-        if (CmpIsText(Type) && (Length % 2 || !CmpNarrow(Data, &Length)))
-            return "a text wants UTF-16 of ASCII characters";
+        Data = CmpReadBytes(Reader, &Length);
+    } else if (CmpSkip(Reader, "hex(")) {
+        Type = CmpReadNumber(Reader, &Digits);
+        if (Digits >= 1 && Digits <= 8 && CmpSkip(Reader, "):"))
+            Data = CmpReadBytes(Reader, &Length);
+        if (Data && CmpIsText(Type) && (Length % 2 || !CmpNarrow(Data, &Length)))
+            Data = NULL;
     } else {
-        return "expected \"text\", dword: or hex: after =";
+        Data = (PUCHAR)CmpReadQuoted(Reader, &Length);
     }
-    if (!CmpAtEnd(Reader))
-        return "more on the line than the value";
-    return NT_SUCCESS(CmpStore(Key, Name, Type, Data, Length)) ? NULL : "the name or value is too long";
+    return Data && CmpAtEnd(Reader) && NT_SUCCESS(CmpStore(Key, Name, Type, Data, Length));
 }
 
-static PCSTR CmpReadKey(PCMP_READER Reader, PCM_KEY *Key) {
+/* [key] */
+static PCM_KEY CmpReadKey(PCMP_READER Reader) {
     CHAR Path[PATH_SIZE];
-    PCHAR Start = Reader->Text + 1, End = NULL;
-    *Key = NULL;
-    for (PCHAR Text = Start; *Text && *Text != '\n'; Text++)
-        End = *Text == ']' ? Text : End;
+    PCHAR Start = Reader->Text, End = NULL;
+    for (; *Reader->Text && *Reader->Text != '\n'; Reader->Text++)
+        End = *Reader->Text == ']' ? Reader->Text : End;
     if (!End)
-        return "the key has no ]";
+        return NULL;
     *End = 0;
     Reader->Text = End + 1;
-    if (!CmpCanonicalPath(Start, Path))
-        return "expected a key below " CMP_ROOT;
-    *Key = CmpMakeKey(Path);
-    return !CmpAtEnd(Reader) ? "more on the line than the key" : *Key ? NULL : "out of memory";
+    return CmpAtEnd(Reader) && CmpCanonicalPath(Start, Path) ? CmpMakeKey(Path) : NULL;
 }
 
-/* Reads the whole text, changing it. Lines that make no sense are reported and left out. */
-static BOOLEAN CmpReadText(PCHAR Text, PCSTR File) {
-    CMP_READER Reader = {Text, 1};
+/* Reads the registry. Lines that make no sense are reported and left out. */
+void CmInitialize(void) {
+    CMP_READER Reader = {NULL, 1};
     PCM_KEY Key = NULL;
-    if (strncmp(Text, "\xEF\xBB\xBF", 3) == 0) /* UTF-8's mark */
-        Reader.Text += 3;
-    if (strncmp(Reader.Text, CMP_HEADER, sizeof(CMP_HEADER) - 1) != 0) {
-        DbgPrint("cm: %s does not start with \"%s\": not used\n", File, CMP_HEADER);
-        return FALSE;
+    PVOID Text;
+    ULONG Size;
+    NTSTATUS Status = FatLoadFile(CMP_FILE, &Text, &Size);
+    if (!NT_SUCCESS(Status)) {
+        DbgPrint("cm: C:\\%s: status %08x\n", CMP_FILE, Status);
+        return;
     }
-    for (CmpSkipLine(&Reader); *Reader.Text; CmpSkipLine(&Reader)) {
-        PCSTR Wrong = CmpAtEnd(&Reader)     ? NULL
-                      : *Reader.Text == '[' ? CmpReadKey(&Reader, &Key)
-                                            : CmpReadValue(&Reader, Key);
-        if (Wrong)
-            DbgPrint("cm: %s line %u left out: %s\n", File, Reader.Line, Wrong);
-    }
-    return TRUE;
+    Reader.Text = Text;
+    CmpSkip(&Reader, "\xEF\xBB\xBF"); /* UTF-8's mark */
+    if (!CmpSkip(&Reader, CMP_HEADER))
+        DbgPrint("cm: C:\\%s does not start with \"%s\": not used\n", CMP_FILE, CMP_HEADER);
+    else
+        for (CmpSkipLine(&Reader); *Reader.Text; CmpSkipLine(&Reader)) {
+            ULONG Line = Reader.Line;
+            BOOLEAN Good = CmpAtEnd(&Reader) ||
+                           (CmpSkip(&Reader, "[") ? (Key = CmpReadKey(&Reader)) != NULL
+                                                  : CmpReadValue(&Reader, Key));
+            if (!Good)
+                DbgPrint("cm: C:\\%s line %u left out: expected [" CMP_ROOT "\\...], "
+                         "\"name\"=\"ASCII text\", =dword: or =hex:\n",
+                         CMP_FILE, Line);
+        }
+    KiFree(Text);
 }
 
 /* -- the text: writing ------------------------------------------------------------------------ */
 typedef struct _CMP_WRITER {
     PCHAR Text; /* NULL: only counts */
-    ULONG Length, Column;
+    ULONG Length;
 } CMP_WRITER, *PCMP_WRITER;
 
 static void CmpPut(PCMP_WRITER Writer, PCSTR Text, BOOLEAN Escape) {
@@ -331,15 +307,14 @@ static void CmpPut(PCMP_WRITER Writer, PCSTR Text, BOOLEAN Escape) {
         if (Writer->Text)
             Writer->Text[Writer->Length] = *Text;
         Writer->Length++;
-        Writer->Column = *Text == '\n' ? 0 : Writer->Column + 1;
     }
 }
 
-/* As "text" unless it holds what that cannot: then in hexadecimal, lines broken as regedit does. */
+/* As "text" unless it holds what that cannot: then in hexadecimal. */
 static void CmpPutData(PCMP_WRITER Writer, const CM_VALUE *Value) {
     CHAR Piece[24];
-    ULONG Plain = 0, Width = CmpIsText(Value->Type) ? 2 : 1;
-    while (Plain < Value->Length && CmpIsPlain((CHAR)Value->Data[Plain]))
+    ULONG Plain = 0, Bytes = Value->Length * (CmpIsText(Value->Type) ? 2 : 1);
+    while (Plain < Value->Length && CmpIsPlain(Value->Data[Plain]))
         Plain++;
     if (Value->Type == REG_SZ && Plain == Value->Length - 1) { /* all but the NUL */
         CmpPut(Writer, "\"", FALSE);
@@ -347,24 +322,22 @@ static void CmpPutData(PCMP_WRITER Writer, const CM_VALUE *Value) {
         CmpPut(Writer, "\"", FALSE);
         return;
     }
-    if (Value->Type == REG_DWORD && Value->Length == sizeof(ULONG)) {
+    if (Value->Type == REG_DWORD && Bytes == sizeof(ULONG)) {
         RtlFormat(Piece, sizeof(Piece), "dword:%08x", *(PULONG)Value->Data);
         CmpPut(Writer, Piece, FALSE);
         return;
     }
     RtlFormat(Piece, sizeof(Piece), Value->Type == REG_BINARY ? "hex:" : "hex(%x):", Value->Type);
     CmpPut(Writer, Piece, FALSE);
-    for (ULONG i = 0; i < Value->Length * Width; i++) {
-        RtlFormat(Piece, sizeof(Piece), "%02x%s", i % Width ? 0 : Value->Data[i / Width],
-                  i + 1 < Value->Length * Width ? "," : "");
+    for (ULONG i = 0; i < Bytes; i++) {
+        UCHAR Byte = Bytes == Value->Length ? Value->Data[i] : i % 2 ? 0 : Value->Data[i / 2];
+        RtlFormat(Piece, sizeof(Piece), i + 1 < Bytes ? "%02x," : "%02x", Byte);
         CmpPut(Writer, Piece, FALSE);
-        if (Writer->Column > 76 && i + 1 < Value->Length * Width)
-            CmpPut(Writer, "\\\r\n  ", FALSE);
     }
 }
 
 static ULONG CmpWriteText(PCHAR Text) {
-    CMP_WRITER Writer = {Text, 0, 0};
+    CMP_WRITER Writer = {Text, 0};
     CmpPut(&Writer, CMP_HEADER "\r\n", FALSE);
     for (PLIST_ENTRY Link = CmpKeys.Flink; Link != &CmpKeys; Link = Link->Flink) {
         PCM_KEY Key = CONTAINING_RECORD(Link, CM_KEY, Link);
@@ -384,43 +357,18 @@ static ULONG CmpWriteText(PCHAR Text) {
 }
 
 static NTSTATUS CmpFlush(void) {
-    FAT_FILE File;
     ULONG Length = CmpWriteText(NULL);
     PCHAR Text = KiAllocate(Length);
     if (!Text)
         return STATUS_INSUFFICIENT_RESOURCES;
     CmpWriteText(Text);
-    NTSTATUS Status = FatStoreFile(CMP_NEW, Text, Length);
+    NTSTATUS Status = FatStoreFile(CMP_FILE, Text, Length);
     KiFree(Text);
-    if (NT_SUCCESS(Status))
-        Status = HalDiskFlush();
-    if (NT_SUCCESS(Status) && NT_SUCCESS(FatOpen(CMP_FILE, &File)))
-        Status = FatDelete(&File);
-    if (NT_SUCCESS(Status) && NT_SUCCESS(Status = FatOpen(CMP_NEW, &File)))
-        Status = FatRename(&File, "SYSTEM.reg");
     if (NT_SUCCESS(Status))
         Status = HalDiskFlush();
     if (!NT_SUCCESS(Status))
         DbgPrint("cm: C:\\%s could not be written: status %08x\n", CMP_FILE, Status);
     return Status;
-}
-
-static BOOLEAN CmpLoad(PCSTR File) {
-    PVOID Text;
-    ULONG Size;
-    NTSTATUS Status = FatLoadFile(File, &Text, &Size);
-    if (!NT_SUCCESS(Status)) {
-        DbgPrint("cm: C:\\%s: status %08x\n", File, Status);
-        return FALSE;
-    }
-    BOOLEAN Good = CmpReadText(Text, File);
-    KiFree(Text);
-    return Good;
-}
-
-void CmInitialize(void) {
-    if (!CmpLoad(CMP_FILE) && CmpLoad(CMP_NEW)) /* the power went between delete and rename */
-        CmpFlush();
 }
 
 /* -- for the kernel --------------------------------------------------------------------------- */
@@ -502,49 +450,46 @@ NTSTATUS CmDeleteKey(PCSTR Path) {
 }
 
 /* -- for drivers ------------------------------------------------------------------------------ */
+static NTSTATUS CmpReferenceKey(HANDLE Handle, PCHAR *Path) {
+    return ObReferenceObjectByHandle(Handle, 0, CmKeyObjectType, 0, (PVOID *)Path, NULL);
+}
+
 NTSYSAPI NTSTATUS ZwOpenKey(PHANDLE Handle, ULONG Access, POBJECT_ATTRIBUTES Attributes) {
-    CHAR Path[PATH_SIZE], Canonical[PATH_SIZE];
-    PCHAR Root, Body;
-    SIZE_T Length = 0;
+    CHAR Name[PATH_SIZE], Path[2 * PATH_SIZE];
+    PCHAR Root = "", Body;
     NTSTATUS Status = STATUS_SUCCESS;
+    BOOLEAN Relative = Attributes->RootDirectory != NULL;
     UNREFERENCED(Access);
-    if (Attributes->RootDirectory) {
-        Status = ObReferenceObjectByHandle(Attributes->RootDirectory, 0, CmKeyObjectType, 0,
-                                           (PVOID *)&Root, NULL);
-        if (!NT_SUCCESS(Status))
-            return Status;
-        Length = strlen(RtlCopyText(Path, sizeof(Path) - 1, Root));
+    if (Relative && !NT_SUCCESS(Status = CmpReferenceKey(Attributes->RootDirectory, &Root)))
+        return Status;
+    RtlUnicodeToText(Attributes->ObjectName, Name, sizeof(Name));
+    RtlFormat(Path, sizeof(Path), "%s%s%s", Root, Relative && *Name ? "\\" : "", Name);
+    if (Relative)
         ObfDereferenceObject(Root);
-        if (Attributes->ObjectName->Length)
-            Path[Length++] = '\\';
-    }
-    if (Attributes->ObjectName->Length / sizeof(WCHAR) >= sizeof(Path) - Length)
-        return STATUS_OBJECT_NAME_INVALID;
-    RtlUnicodeToText(Attributes->ObjectName, Path + Length, sizeof(Path) - Length);
-    if (!CmFindKey(Path) || !CmpCanonicalPath(Path, Canonical))
+    if (!CmFindKey(Path))
         return STATUS_OBJECT_NAME_NOT_FOUND;
-    Status = ObCreateObject(CmKeyObjectType, sizeof(Canonical), (PVOID *)&Body);
+    Status = ObCreateObject(CmKeyObjectType, PATH_SIZE, (PVOID *)&Body);
     if (!NT_SUCCESS(Status))
         return Status;
-    RtlCopyText(Body, sizeof(Canonical), Canonical);
+    CmpCanonicalPath(Path, Body);
     return ObInsertObject(Body, Handle);
 }
 
-/* Appends characters of `Width` bytes each as far as they fit. */
-static void CmpAppend(PUCHAR Buffer, ULONG Size, PULONG At, const void *Data, ULONG Length,
-                      ULONG Width) {
-    for (ULONG i = 0; i < Length * Width; i++, ++*At)
-        if (*At < Size)
-            Buffer[*At] = i % Width ? 0 : ((const UCHAR *)Data)[i / Width];
+/* Characters of `Width` bytes each to Buffer + At, as far as they fit. Returns where they end. */
+static ULONG CmpEmit(PUCHAR Buffer, ULONG Size, ULONG At, const void *Data, ULONG Length,
+                     ULONG Width) {
+    for (ULONG i = 0; i < Length * Width; i++)
+        if (At + i < Size)
+            Buffer[At + i] = i % Width ? 0 : ((const UCHAR *)Data)[i / Width];
+    return At + Length * Width;
 }
 
 NTSYSAPI NTSTATUS ZwQueryValueKey(HANDLE Handle, PUNICODE_STRING Name,
                                   KEY_VALUE_INFORMATION_CLASS Class, PVOID Information,
                                   ULONG Length, PULONG ResultLength) {
-    CHAR ValueName[64];
-    PCSTR Path;
-    NTSTATUS Status =
-        ObReferenceObjectByHandle(Handle, 0, CmKeyObjectType, 0, (PVOID *)&Path, NULL);
+    CHAR ValueName[sizeof(((PCM_VALUE)0)->Name)];
+    PCHAR Path;
+    NTSTATUS Status = CmpReferenceKey(Handle, &Path);
     if (!NT_SUCCESS(Status))
         return Status;
     RtlUnicodeToText(Name, ValueName, sizeof(ValueName));
@@ -555,56 +500,50 @@ NTSYSAPI NTSTATUS ZwQueryValueKey(HANDLE Handle, PUNICODE_STRING Name,
     } else if (Class > KeyValuePartialInformation) {
         Status = STATUS_INVALID_PARAMETER;
     } else {
-        ULONG At = 0, Width = CmpIsText(Value->Type) ? 2 : 1, Bytes = Value->Length * Width;
-        ULONG Characters = (ULONG)strlen(Value->Name);
-        /* Basic: title, type, name length; full: title, type, data offset, data length, name
-         * length; partial: title, type, data length. Then the name, then the data, at a ULONG. */
-        ULONG Fixed[5] = {0, Value->Type, Class == KeyValueBasicInformation ? Characters * 2 : Bytes};
-        ULONG Size = 3 * sizeof(ULONG);
-        if (Class == KeyValueFullInformation) {
-            Size = sizeof(Fixed);
-            Fixed[2] = (Size + Characters * 2 + 3) & ~3U;
-            Fixed[3] = Bytes;
-            Fixed[4] = Characters * 2;
-        }
-        CmpAppend(Information, Length, &At, Fixed, Size, 1);
+        /* Title index, type, then lengths and the full one's data offset; name; data. */
+        ULONG Width = CmpIsText(Value->Type) ? 2 : 1, Characters = (ULONG)strlen(Value->Name);
+        ULONG NameBytes = Characters * 2, DataBytes = Value->Length * Width;
+        ULONG Offset = (20 + NameBytes + 3) & ~3U;
+        ULONG Fixed[3][5] = {{0, Value->Type, NameBytes},
+                             {0, Value->Type, Offset, DataBytes, NameBytes},
+                             {0, Value->Type, DataBytes}};
+        ULONG Start = Class == KeyValueFullInformation ? 20 : 12;
+        ULONG End = CmpEmit(Information, Length, 0, Fixed[Class], Start, 1);
         if (Class != KeyValuePartialInformation)
-            CmpAppend(Information, Length, &At, Value->Name, Characters, 2);
-        At = Class == KeyValueFullInformation ? Fixed[2] : At;
+            End = CmpEmit(Information, Length, End, Value->Name, Characters, 2);
         if (Class != KeyValueBasicInformation)
-            CmpAppend(Information, Length, &At, Value->Data, Value->Length, Width);
-        *ResultLength = At;
-        Status = Length < Size ? STATUS_BUFFER_TOO_SMALL
-                 : Length < At ? STATUS_BUFFER_OVERFLOW
-                               : STATUS_SUCCESS;
+            End = CmpEmit(Information, Length, Class == KeyValueFullInformation ? Offset : End,
+                          Value->Data, Value->Length, Width);
+        *ResultLength = End;
+        Status = Length < Start ? STATUS_BUFFER_TOO_SMALL
+                 : Length < End ? STATUS_BUFFER_OVERFLOW
+                                : STATUS_SUCCESS;
     }
     KiReleaseMutex(&CmpLock);
-    ObfDereferenceObject((PVOID)Path);
+    ObfDereferenceObject(Path);
     return Status;
 }
 
 NTSYSAPI NTSTATUS ZwSetValueKey(HANDLE Handle, PUNICODE_STRING Name, ULONG TitleIndex, ULONG Type,
                                 PVOID Data, ULONG Length) {
-    CHAR ValueName[64];
-    PCSTR Path;
+    CHAR ValueName[PATH_SIZE];
+    PCHAR Path;
     UNREFERENCED(TitleIndex);
+    NTSTATUS Status = CmpReferenceKey(Handle, &Path);
+    if (!NT_SUCCESS(Status))
+        return Status;
     PUCHAR Copy = KiAllocate(Length + 1);
-    if (!Copy)
-        return STATUS_INSUFFICIENT_RESOURCES;
-    memcpy(Copy, Data, Length);
-    NTSTATUS Status =
-        ObReferenceObjectByHandle(Handle, 0, CmKeyObjectType, 0, (PVOID *)&Path, NULL);
-    if (NT_SUCCESS(Status)) {
+    if (!Copy || !CmFindKey(Path)) {
+        Status = Copy ? STATUS_KEY_DELETED : STATUS_INSUFFICIENT_RESOURCES;
+    } else {
         RtlUnicodeToText(Name, ValueName, sizeof(ValueName));
-        if (Name->Length / sizeof(WCHAR) >= sizeof(ValueName))
-            Status = STATUS_OBJECT_NAME_INVALID;
-        else if (CmpIsText(Type) && (Length % 2 || !CmpNarrow(Copy, &Length)))
-            Status = STATUS_INVALID_PARAMETER; /* texts are kept in ASCII */
-        else
-            Status = CmFindKey(Path) ? CmSetValue(Path, ValueName, Type, Copy, Length)
-                                     : STATUS_KEY_DELETED;
-        ObfDereferenceObject((PVOID)Path);
+        memcpy(Copy, Data, Length);
+        Status = CmpIsText(Type) && (Length % 2 || !CmpNarrow(Copy, &Length))
+                     ? STATUS_INVALID_PARAMETER /* texts are kept in ASCII */
+                     : CmSetValue(Path, ValueName, Type, Copy, Length);
     }
-    KiFree(Copy);
+    if (Copy)
+        KiFree(Copy);
+    ObfDereferenceObject(Path);
     return Status;
 }

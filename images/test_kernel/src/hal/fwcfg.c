@@ -25,8 +25,7 @@ ASSERT_OFFSET(VMCOREINFO_BLOCK, Header, 24);
 ASSERT_SIZE(VMCOREINFO_BLOCK, 24 + 0x2000 + 16 + 16);
 
 static void HalpFwCfgRead(PVOID Buffer, ULONG Length) {
-    for (ULONG i = 0; i < Length; i++)
-        ((PUCHAR)Buffer)[i] = __inbyte(0x511);
+    for (ULONG i = 0; i < Length; i++) ((PUCHAR)Buffer)[i] = __inbyte(0x511);
 }
 
 /* The selector of a named file, 0 where there is none. */
@@ -40,14 +39,12 @@ static USHORT HalpFwCfgFind(PCSTR Name) {
     } Entry;
     __outword(0x510, FW_CFG_SIGNATURE);
     HalpFwCfgRead(Signature, sizeof(Signature));
-    if (memcmp(Signature, "QEMU", 4) != 0)
-        return 0;
+    if (memcmp(Signature, "QEMU", 4) != 0) return 0;
     __outword(0x510, FW_CFG_FILE_DIRECTORY);
     HalpFwCfgRead(&Count, sizeof(Count));
     for (Count = __builtin_bswap32(Count); Count > 0; Count--) {
         HalpFwCfgRead(&Entry, sizeof(Entry));
-        if (strcmp(Entry.Name, Name) == 0)
-            return __builtin_bswap16(Entry.Selector);
+        if (strcmp(Entry.Name, Name) == 0) return __builtin_bswap16(Entry.Selector);
     }
     return 0;
 }
@@ -56,12 +53,9 @@ void HalPublishVmcoreinfo(PVOID DumpHeader) {
     static PHYSICAL
         Physical; /* stays where it is: the hypervisor reads it whenever it is asked to */
     USHORT Selector = HalpFwCfgFind("etc/vmcoreinfo");
-    if (Selector == 0)
-        return;
-    if (Physical == 0)
-        Physical = MiAllocatePages(BYTES_TO_PAGES(sizeof(VMCOREINFO_BLOCK)));
-    if (Physical == 0)
-        return;
+    if (Selector == 0) return;
+    if (Physical == 0) Physical = MiAllocatePages(BYTES_TO_PAGES(sizeof(VMCOREINFO_BLOCK)));
+    if (Physical == 0) return;
     volatile VMCOREINFO_BLOCK *Block = MiPhysicalToVirtual(Physical);
     Block->Note.NameSize = sizeof("VMCOREINFO");
     Block->Note.DescriptorSize = sizeof(Block->Header);

@@ -12,8 +12,7 @@ static ULONG HalpScrollLocks;
 
 static BOOLEAN HalpKeyboardWait(UCHAR Mask, UCHAR Wanted) {
     for (ULONG i = 0; i < 1000; i++) {
-        if ((__inbyte(COMMAND) & Mask) == Wanted)
-            return TRUE;
+        if ((__inbyte(COMMAND) & Mask) == Wanted) return TRUE;
         KiStallMicroseconds(10);
     }
     return FALSE;
@@ -23,8 +22,7 @@ static BOOLEAN HalpKeyboardWait(UCHAR Mask, UCHAR Wanted) {
 static int HalpKeyboardRead(void) {
     for (UCHAR Status; (Status = __inbyte(COMMAND)) & OUTPUT_FULL && Status != 0xFF;) {
         UCHAR Byte = __inbyte(DATA);
-        if (!(Status & FROM_MOUSE))
-            return Byte;
+        if (!(Status & FROM_MOUSE)) return Byte;
     }
     return -1;
 }
@@ -35,11 +33,9 @@ void HalKeyboardInitialize(void) {
     HalpExtended = HalpRightCtrl = FALSE;
     HalpScrollLocks = 0;
     __outbyte(COMMAND, 0xAE); /* enable the keyboard */
-    if (!HalpKeyboardWait(INPUT_FULL, 0))
-        return;
+    if (!HalpKeyboardWait(INPUT_FULL, 0)) return;
     __outbyte(COMMAND, 0x20);
-    if (!HalpKeyboardWait(OUTPUT_FULL, OUTPUT_FULL))
-        return;
+    if (!HalpKeyboardWait(OUTPUT_FULL, OUTPUT_FULL)) return;
     UCHAR Configuration = __inbyte(DATA);
     __outbyte(COMMAND, 0x60);
     HalpKeyboardWait(INPUT_FULL, 0);
@@ -51,8 +47,7 @@ static BOOLEAN HalpCrashKeys(UCHAR Code, BOOLEAN Extended) {
     UCHAR Key = Code & ~SCAN_RELEASE;
     if (Key == SCAN_CTRL && Extended) {
         HalpRightCtrl = !Release;
-        if (Release)
-            HalpScrollLocks = 0;
+        if (Release) HalpScrollLocks = 0;
     } else if (Key != SCAN_SCROLL_LOCK || Extended) {
         HalpScrollLocks = 0;
     } else if (Release && HalpRightCtrl && ++HalpScrollLocks == 2) {

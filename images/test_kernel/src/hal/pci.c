@@ -23,8 +23,7 @@ void HalPciWrite(ULONG Bus, ULONG Device, ULONG Function, ULONG Offset, ULONG Va
 
 BOOLEAN HalPciFind(USHORT Vendor, USHORT DeviceId, ULONG *Device, ULONG *Function) {
     for (ULONG Slot = 0; Slot < 32; Slot++) {
-        if (HalPciRead(0, Slot, 0, 0) == 0xFFFFFFFF)
-            continue;
+        if (HalPciRead(0, Slot, 0, 0) == 0xFFFFFFFF) continue;
         ULONG Functions = HalPciRead(0, Slot, 0, 0xC) & 0x800000 ? 8 : 1; /* multi-function bit */
         for (ULONG F = 0; F < Functions; F++) {
             if (HalPciRead(0, Slot, F, 0) == ((ULONG)DeviceId << 16 | Vendor)) {

@@ -9,8 +9,7 @@ static USHORT HalpPowerPort;
 
 void HalAcpiInitialize(void) {
     ULONG Device, Function;
-    if (!HalPciFind(0x8086, 0x7113, &Device, &Function))
-        return;
+    if (!HalPciFind(0x8086, 0x7113, &Device, &Function)) return;
     HalpPowerPort = HalPciRead(0, Device, Function, 0x40) & 0xFFC0;
     if (HalpPowerPort != 0) {
         __outword(HalpPowerPort + PM1_STATUS, POWER_BUTTON);
@@ -19,15 +18,13 @@ void HalAcpiInitialize(void) {
 }
 
 BOOLEAN HalPowerButtonPressed(void) {
-    if (HalpPowerPort == 0 || !(__inword(HalpPowerPort + PM1_STATUS) & POWER_BUTTON))
-        return FALSE;
+    if (HalpPowerPort == 0 || !(__inword(HalpPowerPort + PM1_STATUS) & POWER_BUTTON)) return FALSE;
     __outword(HalpPowerPort + PM1_STATUS, POWER_BUTTON); /* write one to clear */
     return TRUE;
 }
 
 NORETURN void HalHalt(void) {
-    for (;;)
-        __asm__ volatile("cli; hlt" ::: "memory");
+    for (;;) __asm__ volatile("cli; hlt" ::: "memory");
 }
 
 NORETURN void HalPowerOff(void) {

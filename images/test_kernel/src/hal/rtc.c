@@ -19,27 +19,23 @@ LONG64 HalReadRtc(void) {
             KiStallMicroseconds(10);
             continue;
         }
-        for (ULONG i = 0; i < ARRAY_SIZE(Registers); i++)
-            Now[i] = HalpCmosRead(Registers[i]);
-        if (memcmp(Now, Before, sizeof(Now)) == 0)
-            break;
+        for (ULONG i = 0; i < ARRAY_SIZE(Registers); i++) Now[i] = HalpCmosRead(Registers[i]);
+        if (memcmp(Now, Before, sizeof(Now)) == 0) break;
         memcpy(Before, Now, sizeof(Now));
     }
     UCHAR Format = HalpCmosRead(STATUS_B);
     HalpRestoreInterrupts(Flags);
     BOOLEAN Afternoon = !(Format & 2) && (Now[2] & 0x80);
-    if (!(Format & 2))
-        Now[2] &= 0x7F;
+    if (!(Format & 2)) Now[2] &= 0x7F;
     for (ULONG i = 0; !(Format & 4) && i < ARRAY_SIZE(Now); i++)
         Now[i] = (Now[i] >> 4) * 10 + (Now[i] & 15);
-    if (!(Format & 2))
-        Now[2] = Now[2] % 12 + (Afternoon ? 12 : 0);
+    if (!(Format & 2)) Now[2] = Now[2] % 12 + (Afternoon ? 12 : 0);
     ULONG Century = Now[6] >= 19 && Now[6] <= 29 ? Now[6] : 20; /* not every BIOS keeps it */
     KI_DATE Date = {.Year = Century * 100 + Now[5],
-                    .Month = Now[4],
-                    .Day = Now[3],
-                    .Hour = Now[2],
-                    .Minute = Now[1],
-                    .Second = Now[0]};
+        .Month = Now[4],
+        .Day = Now[3],
+        .Hour = Now[2],
+        .Minute = Now[1],
+        .Second = Now[0]};
     return KiDateToTime(&Date);
 }

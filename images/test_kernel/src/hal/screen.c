@@ -3,15 +3,12 @@
 
 enum { COLUMNS = 80, ROWS = 25 };
 
-static volatile USHORT *HalpCells(void) {
-    return MiPhysicalToVirtual(0xB8000);
-}
+static volatile USHORT *HalpCells(void) { return MiPhysicalToVirtual(0xB8000); }
 
 void HalScreenClear(UCHAR Attribute) {
     __outbyte(0x3D4, 0x0A); /* cursor start register: bit 5 turns the cursor off */
     __outbyte(0x3D5, 0x20);
-    for (ULONG i = 0; i < COLUMNS * ROWS; i++)
-        HalpCells()[i] = (USHORT)(Attribute << 8 | ' ');
+    for (ULONG i = 0; i < COLUMNS * ROWS; i++) HalpCells()[i] = (USHORT)(Attribute << 8 | ' ');
 }
 
 /* A line feed goes on in the next row, at the same column; what is past the edges is cut. */

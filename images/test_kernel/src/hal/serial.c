@@ -7,8 +7,7 @@ static BOOLEAN HalpSerialPresent;
 void HalSerialInitialize(void) {
     __outbyte(COM1 + 7, 0x5A); /* scratch register: tells a UART from an empty bus */
     HalpSerialPresent = __inbyte(COM1 + 7) == 0x5A;
-    if (!HalpSerialPresent)
-        return;
+    if (!HalpSerialPresent) return;
     static const UCHAR Setup[][2] = {
         {1, 0x00},            /* no interrupts */
         {3, 0x80},            /* divisor latch */
@@ -17,28 +16,21 @@ void HalSerialInitialize(void) {
         {2, 0xC7},            /* FIFOs on and emptied */
         {4, 0x0B},            /* DTR, RTS, OUT2 */
     };
-    for (ULONG i = 0; i < ARRAY_SIZE(Setup); i++)
-        __outbyte(COM1 + Setup[i][0], Setup[i][1]);
+    for (ULONG i = 0; i < ARRAY_SIZE(Setup); i++) __outbyte(COM1 + Setup[i][0], Setup[i][1]);
 }
 
 static void HalpSerialPut(CHAR Character) {
     /* A stuck line must not stop a crash: give up on a character after 10 ms. */
-    for (ULONG i = 0; i < 1000 && !(__inbyte(COM1 + 5) & 0x20); i++)
-        KiStallMicroseconds(10);
+    for (ULONG i = 0; i < 1000 && !(__inbyte(COM1 + 5) & 0x20); i++) KiStallMicroseconds(10);
     __outbyte(COM1, (UCHAR)Character);
 }
 
 void HalSerialWrite(PCSTR Text) {
-    for (; HalpSerialPresent && *Text; Text++) {
-        if (*Text == '\n')
-            HalpSerialPut('\r');
-        HalpSerialPut(*Text);
-    }
+    for (; HalpSerialPresent && *Text; Text++) HalpSerialPut(*Text);
 }
 
 void HalDebugPrint(PCSTR Text) {
     if (__inbyte(0xE9) != 0xE9) /* the device reads as its own number */
         return;
-    while (*Text)
-        __outbyte(0xE9, (UCHAR)*Text++);
+    while (*Text) __outbyte(0xE9, (UCHAR)*Text++);
 }

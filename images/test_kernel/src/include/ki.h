@@ -71,16 +71,6 @@ typedef struct _FAST_MUTEX_ {
     PKTHREAD Owner;
 } KI_MUTEX, *PKI_MUTEX;
 void KiInitializeMutex(PKI_MUTEX Mutex);
-/* For a static one: what KiInitializeMutex makes. */
-#define KI_MUTEX_FREE(mutex)                                                                       \
-    {                                                                                              \
-        .Gate.Header = {                                                                           \
-            .Type = SynchronizationEventObject,                                                    \
-            .Size = sizeof(KEVENT) / sizeof(ULONG),                                                \
-            .SignalState = 1,                                                                      \
-            .WaitListHead = {&(mutex).Gate.Header.WaitListHead, &(mutex).Gate.Header.WaitListHead} \
-        }                                                                                          \
-    }
 void KiAcquireMutex(
     PKI_MUTEX Mutex); /* before the scheduler runs, and after a crash: does nothing */
 void KiReleaseMutex(PKI_MUTEX Mutex);

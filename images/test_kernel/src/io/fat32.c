@@ -1,29 +1,33 @@
-/* FAT32 with long file names on the first FAT32 partition. Source: Microsoft, "FAT: General Overview of
- * On-Disk Format", 1.03 (2000), section numbers below. Times on disk are kept as UTC.
+/* FAT32 with long file names on the first FAT32 partition. Source: Microsoft, "FAT: General
+ * Overview of On-Disk Format", 1.03 (2000), section numbers below. Times on disk are kept as UTC.
  *
- * Writes are ordered so that a power cut leaves at worst lost clusters, or a chain longer than its file
- * says: new clusters are chained up before anything points at them, an entry forgets its clusters before
- * they are freed, and the directory entries of one file share a sector wherever they fit into one, so
- * that making, renaming and deleting a file is one sector write. */
+ * Writes are ordered so that a power cut leaves at worst lost clusters, or a chain longer than its
+ * file says: new clusters are chained up before anything points at them, an entry forgets its
+ * clusters before they are freed, and the directory entries of one file share a sector wherever
+ * they fit into one, so that making, renaming and deleting a file is one sector write. */
 #include "ki.h"
 
-#define SECTOR         512
-#define LINE_SECTORS   8 /* the cache reads 4 KiB at a time, and writes single sectors */
-#define CHAIN_END      0x0FFFFFFF
-#define CLUSTER_MASK   0x0FFFFFFF
-#define ROOT_ENTRY     0xFFFFFFFF /* EntryIndex of the root directory, which has no entry */
-#define SLOT_LIMIT     65536      /* entries of a directory */
-#define SLOTS          16         /* entries of a sector */
-#define SLOT_FREE      0xE5
-#define LONG_LAST      0x40
-#define LONG_CHARS     13
-#define LONG_SLOTS     20
-#define LOWER_BASE     0x08 /* case flags, as Windows NT writes them */
+#define SECTOR          512
+#define LINE_SECTORS    8 /* the cache reads 4 KiB at a time, and writes single sectors */
+#define CHAIN_END       0x0FFFFFFF
+#define CLUSTER_MASK    0x0FFFFFFF
+#define ROOT_ENTRY      0xFFFFFFFF /* EntryIndex of the root directory, which has no entry */
+#define SLOT_LIMIT      65536      /* entries of a directory */
+#define SLOTS           16         /* entries of a sector */
+#define SLOT_FREE       0xE5
+#define LONG_LAST       0x40
+#define LONG_CHARS      13
+#define LONG_SLOTS      20
+#define LOWER_BASE      0x08 /* case flags, as Windows NT writes them */
 #define LOWER_EXTENSION 0x10
-#define UNKNOWN        0xFFFFFFFF
+#define UNKNOWN         0xFFFFFFFF
 
-enum { ATTRIBUTE_LABEL = 0x08, ATTRIBUTE_LONG = 0x0F, ATTRIBUTE_DIRECTORY = 0x10,
-       ATTRIBUTE_ARCHIVE = 0x20 };
+enum {
+    ATTRIBUTE_LABEL = 0x08,
+    ATTRIBUTE_LONG = 0x0F,
+    ATTRIBUTE_DIRECTORY = 0x10,
+    ATTRIBUTE_ARCHIVE = 0x20
+};
 
 typedef struct __attribute__((packed)) _BOOT_SECTOR { /* section 3 */
     UCHAR Jump[3], Oem[8];
@@ -62,9 +66,7 @@ static struct {
 } Cache[8];
 static ULONG CacheClock;
 /* The last places looked up in chains, so that going on from there is cheap. */
-static struct {
-    ULONG First, Index, Cluster;
-} Places[16];
+static struct { ULONG First, Index, Cluster; } Places[16];
 static ULONG PlaceClock;
 static UCHAR Bounce[SECTOR] __attribute__((aligned(16)));
 
@@ -76,7 +78,8 @@ static void FatUnlock(int *Unused) {
     __attribute__((cleanup(FatUnlock))) int Locked = (KiAcquireMutex(&FatMutex), 0);               \
     UNREFERENCED(Locked)
 
-/* -- metadata sectors --------------------------------------------------------------------------- */
+/* -- metadata sectors ---------------------------------------------------------------------------
+ */
 /* A sector in the cache, good until a few other lines were used; NULL when it cannot be read. */
 static PUCHAR FatSector(ULONG Sector) {
     ULONG Line = Sector / LINE_SECTORS, Slot = 0;
@@ -85,15 +88,13 @@ static PUCHAR FatSector(ULONG Sector) {
             Slot = Index;
             break;
         }
-        if (Cache[Index].Used < Cache[Slot].Used)
-            Slot = Index;
+        if (Cache[Index].Used < Cache[Slot].Used) Slot = Index;
     }
     Cache[Slot].Used = ++CacheClock;
     if (Cache[Slot].Line != Line + 1) {
         ULONG Start = Line * LINE_SECTORS, Count = MIN(LINE_SECTORS, Volume.Sectors - Start);
         Cache[Slot].Line = 0;
-        if (!NT_SUCCESS(HalDiskRead(Volume.Lba + Start, Count, Cache[Slot].Data)))
-            return NULL;
+        if (!NT_SUCCESS(HalDiskRead(Volume.Lba + Start, Count, Cache[Slot].Data))) return NULL;
         Cache[Slot].Line = Line + 1;
     }
     return Cache[Slot].Data + Sector % LINE_SECTORS * SECTOR;
@@ -112,7 +113,8 @@ static NTSTATUS FatCommit(ULONG Sector) {
     return Status;
 }
 
-/* -- clusters ----------------------------------------------------------------------------------- */
+/* -- clusters -----------------------------------------------------------------------------------
+ */
 static ULONG FatClusterSector(ULONG Cluster) {
     return Volume.DataStart + (Cluster - 2) * Volume.SectorsPerCluster;
 }
@@ -130,8 +132,7 @@ static ULONG FatNextCluster(ULONG Cluster) {
 /* The cluster *Index places into a chain, or its last with *Index corrected; 0, 1: as above. */
 static ULONG FatWalk(ULONG First, PULONG Index) {
     ULONG At = 0, Cluster = First, Next;
-    if (First < 2 || First > Volume.LastCluster)
-        return First ? 1 : 0;
+    if (First < 2 || First > Volume.LastCluster) return First ? 1 : 0;
     for (ULONG Slot = 0; Slot < ARRAY_SIZE(Places); Slot++) {
         if (Places[Slot].First == First && Places[Slot].Index <= *Index &&
             Places[Slot].Index > At) {
@@ -141,8 +142,7 @@ static ULONG FatWalk(ULONG First, PULONG Index) {
     }
     ULONG Start = At;
     for (; At < *Index && (Next = FatNextCluster(Cluster)) != 0; At++, Cluster = Next) {
-        if (Next == 1)
-            return 1;
+        if (Next == 1) return 1;
     }
     if (At > Start) {
         ULONG Slot = PlaceClock++ % ARRAY_SIZE(Places);
@@ -159,31 +159,27 @@ static ULONG FatClusterAt(ULONG First, ULONG Index) {
 }
 static NTSTATUS FatSetNext(ULONG Cluster, ULONG Next) {
     PULONG Entry = FatEntry(Cluster);
-    if (!Entry)
-        return STATUS_IO_DEVICE_ERROR;
+    if (!Entry) return STATUS_IO_DEVICE_ERROR;
     *Entry = (*Entry & ~CLUSTER_MASK) | Next;
     return FatCommit(FatEntrySector(Cluster));
 }
 /* The count in FSInfo is a hint that a power cut leaves wrong: count, once a mount. */
 static NTSTATUS FatCountFree(void) {
     enum { PIECE = 128 };
-    if (Volume.Free != UNKNOWN)
-        return STATUS_SUCCESS;
+    if (Volume.Free != UNKNOWN) return STATUS_SUCCESS;
     PULONG Buffer = KiAllocate(PIECE * SECTOR);
-    if (!Buffer)
-        return STATUS_INSUFFICIENT_RESOURCES;
+    if (!Buffer) return STATUS_INSUFFICIENT_RESOURCES;
     NTSTATUS Status = STATUS_SUCCESS;
     ULONG Free = 0;
     for (ULONG Cluster = 0; NT_SUCCESS(Status) && Cluster <= Volume.LastCluster; Cluster++) {
         ULONG Sector = Cluster / (SECTOR / 4), At = Cluster % (PIECE * SECTOR / 4);
         if (At == 0)
             Status = HalDiskRead(Volume.Lba + Volume.FatStart + Sector,
-                                 MIN(PIECE, Volume.FatSectors - Sector), Buffer);
+                MIN(PIECE, Volume.FatSectors - Sector), Buffer);
         Free += NT_SUCCESS(Status) && Cluster >= 2 && !(Buffer[At] & CLUSTER_MASK);
     }
     KiFree(Buffer);
-    if (NT_SUCCESS(Status))
-        Volume.Free = Free;
+    if (NT_SUCCESS(Status)) Volume.Free = Free;
     return Status;
 }
 static void FatWriteInfo(void) { /* section 5; advisory, so a failure does not matter */
@@ -202,8 +198,7 @@ static NTSTATUS FatFreeChain(ULONG Cluster) {
         do {
             ULONG Next = FatNextCluster(Cluster);
             PULONG Entry = FatEntry(Cluster);
-            if (!Entry)
-                return STATUS_IO_DEVICE_ERROR;
+            if (!Entry) return STATUS_IO_DEVICE_ERROR;
             *Entry &= ~CLUSTER_MASK;
             Volume.Free++;
             Cluster = Next;
@@ -218,32 +213,25 @@ static NTSTATUS FatAllocateChain(ULONG Count, ULONG Near, PULONG First) {
     ULONG Tail = 0, Cluster = Near ? Near + 1 : Volume.NextFree, Left = Count;
     NTSTATUS Status = FatCountFree();
     *First = 0;
-    if (NT_SUCCESS(Status) && Count > Volume.Free)
-        return STATUS_DISK_FULL;
+    if (NT_SUCCESS(Status) && Count > Volume.Free) return STATUS_DISK_FULL;
     for (ULONG Tried = 0; NT_SUCCESS(Status) && Left; Tried++, Cluster++) {
-        if (Cluster < 2 || Cluster > Volume.LastCluster)
-            Cluster = 2;
+        if (Cluster < 2 || Cluster > Volume.LastCluster) Cluster = 2;
         PULONG Entry = FatEntry(Cluster);
         Status = Entry ? STATUS_SUCCESS : STATUS_IO_DEVICE_ERROR;
-        if (Tried > Volume.LastCluster)
-            Status = STATUS_DISK_FULL;
-        if (!NT_SUCCESS(Status) || *Entry & CLUSTER_MASK)
-            continue;
+        if (Tried > Volume.LastCluster) Status = STATUS_DISK_FULL;
+        if (!NT_SUCCESS(Status) || *Entry & CLUSTER_MASK) continue;
         /* The free run from here to the end of this sector of the FAT: chain it, then link it. */
         ULONG Start = Cluster;
         for (;; Cluster++, Entry++) {
-            BOOLEAN More = --Left && Cluster < Volume.LastCluster &&
-                           (Cluster + 1) % (SECTOR / 4) && !(Entry[1] & CLUSTER_MASK);
+            BOOLEAN More = --Left && Cluster < Volume.LastCluster && (Cluster + 1) % (SECTOR / 4) &&
+                           !(Entry[1] & CLUSTER_MASK);
             *Entry = (*Entry & ~CLUSTER_MASK) | (More ? Cluster + 1 : CHAIN_END);
             Volume.Free--;
-            if (!More)
-                break;
+            if (!More) break;
         }
         Status = FatCommit(FatEntrySector(Start));
-        if (NT_SUCCESS(Status) && Tail)
-            Status = FatSetNext(Tail, Start);
-        if (!*First)
-            *First = Start;
+        if (NT_SUCCESS(Status) && Tail) Status = FatSetNext(Tail, Start);
+        if (!*First) *First = Start;
         Tail = Cluster;
     }
     if (NT_SUCCESS(Status)) {
@@ -260,8 +248,7 @@ static NTSTATUS FatTransfer(ULONG First, ULONG Offset, PUCHAR Buffer, ULONG Leng
     NTSTATUS Status = STATUS_SUCCESS;
     while (NT_SUCCESS(Status) && Length) {
         ULONG Cluster = FatClusterAt(First, Offset / Volume.ClusterBytes), Next = Cluster;
-        if (Cluster < 2)
-            return STATUS_DISK_CORRUPT_ERROR;
+        if (Cluster < 2) return STATUS_DISK_CORRUPT_ERROR;
         ULONG Within = Offset % Volume.ClusterBytes, Skip = Offset % SECTOR;
         ULONG64 Lba = Volume.Lba + FatClusterSector(Cluster) + Within / SECTOR;
         ULONG Run = Volume.ClusterBytes - Within;
@@ -295,13 +282,10 @@ static NTSTATUS FatTransfer(ULONG First, ULONG Offset, PUCHAR Buffer, ULONG Leng
 static NTSTATUS FatReserve(PULONG First, ULONG Bytes) {
     ULONG Wanted = Bytes / Volume.ClusterBytes + !!(Bytes % Volume.ClusterBytes);
     ULONG At = Wanted - 1, Tail, New;
-    if (!Wanted)
-        return STATUS_SUCCESS;
+    if (!Wanted) return STATUS_SUCCESS;
     Tail = FatWalk(*First, &At);
-    if (Tail == 1)
-        return STATUS_DISK_CORRUPT_ERROR;
-    if (Tail && At == Wanted - 1)
-        return STATUS_SUCCESS;
+    if (Tail == 1) return STATUS_DISK_CORRUPT_ERROR;
+    if (Tail && At == Wanted - 1) return STATUS_SUCCESS;
     NTSTATUS Status = FatAllocateChain(Tail ? Wanted - 1 - At : Wanted, Tail, &New);
     if (NT_SUCCESS(Status) && Tail)
         Status = FatSetNext(Tail, New);
@@ -310,34 +294,36 @@ static NTSTATUS FatReserve(PULONG First, ULONG Bytes) {
     return Status;
 }
 
-/* -- directories -------------------------------------------------------------------------------- */
+/* -- directories --------------------------------------------------------------------------------
+ */
 static NTSTATUS FatSlot(ULONG Directory, ULONG Index, PDIRENT *Slot, PULONG Sector) {
     ULONG Offset = Index * sizeof(DIRENT);
     ULONG Cluster = Index < SLOT_LIMIT ? FatClusterAt(Directory, Offset / Volume.ClusterBytes) : 0;
-    if (Cluster < 2)
-        return Cluster ? STATUS_DISK_CORRUPT_ERROR : STATUS_NO_MORE_FILES;
+    if (Cluster < 2) return Cluster ? STATUS_DISK_CORRUPT_ERROR : STATUS_NO_MORE_FILES;
     *Sector = FatClusterSector(Cluster) + Offset % Volume.ClusterBytes / SECTOR;
     PUCHAR Data = FatSector(*Sector);
     *Slot = (PDIRENT)(Data + Offset % SECTOR);
     return Data ? STATUS_SUCCESS : STATUS_IO_DEVICE_ERROR;
 }
 static LONG64 FatTimeFromDisk(USHORT Date, USHORT Time, UCHAR TenMs) {
-    KI_DATE Value = {.Year = 1980 + (Date >> 9), .Month = Date >> 5 & 15, .Day = Date & 31,
-                     .Hour = Time >> 11, .Minute = Time >> 5 & 63,
-                     .Second = (Time & 31) * 2 + TenMs / 100, .Milliseconds = TenMs % 100 * 10};
+    KI_DATE Value = {.Year = 1980 + (Date >> 9),
+        .Month = Date >> 5 & 15,
+        .Day = Date & 31,
+        .Hour = Time >> 11,
+        .Minute = Time >> 5 & 63,
+        .Second = (Time & 31) * 2 + TenMs / 100,
+        .Milliseconds = TenMs % 100 * 10};
     return Value.Month && Value.Day ? KiDateToTime(&Value) : 0;
 }
 static void FatTimeToDisk(LONG64 SystemTime, PUSHORT Date, PUSHORT Time) {
     KI_DATE Value;
     KiTimeToDate(SystemTime, &Value);
-    if (Value.Year < 1980)
-        Value = (KI_DATE){.Year = 1980, .Month = 1, .Day = 1};
+    if (Value.Year < 1980) Value = (KI_DATE){.Year = 1980, .Month = 1, .Day = 1};
     *Date = (Value.Year - 1980) << 9 | Value.Month << 5 | Value.Day;
     *Time = Value.Hour << 11 | Value.Minute << 5 | Value.Second / 2;
 }
 static PCHAR FatShortPart(const UCHAR *Name, ULONG Length, BOOLEAN Lower, PCHAR Text) {
-    while (Length && Name[Length - 1] == ' ')
-        Length--;
+    while (Length && Name[Length - 1] == ' ') Length--;
     for (; Length; Length--, Name++)
         *Text++ = *Name > 0x7E ? '?' : Lower && *Name >= 'A' && *Name <= 'Z' ? *Name + 32 : *Name;
     return Text;
@@ -352,8 +338,7 @@ static void FatShortText(const DIRENT *Entry, ULONG CaseFlags, PCHAR Text) {
 }
 static UCHAR FatShortChecksum(const UCHAR *Name) { /* section 7.2 */
     UCHAR Sum = 0;
-    for (int Index = 0; Index < 11; Index++)
-        Sum = (Sum << 7 | Sum >> 1) + Name[Index];
+    for (int Index = 0; Index < 11; Index++) Sum = (Sum << 7 | Sum >> 1) + Name[Index];
     return Sum;
 }
 static void FatLoadEntry(const DIRENT *Entry, PFAT_FILE File) {
@@ -366,17 +351,15 @@ static void FatLoadEntry(const DIRENT *Entry, PFAT_FILE File) {
 }
 /* The next file at or behind *Cursor, which is left on its 8.3 entry. *FirstSlot: where its slots
  * begin; Alias: its 8.3 name. Volume labels, "." and ".." are passed over. */
-static NTSTATUS FatScan(ULONG Directory, PULONG Cursor, PFAT_FILE File, PULONG FirstSlot,
-                        PCHAR Alias) {
+static NTSTATUS FatScan(
+    ULONG Directory, PULONG Cursor, PFAT_FILE File, PULONG FirstSlot, PCHAR Alias) {
     ULONG Expected = UNKNOWN, Start = 0, Sector; /* Expected: ordinal of the next long slot */
     UCHAR Checksum = 0;
     PDIRENT Entry;
     for (;; ++*Cursor) {
         NTSTATUS Status = FatSlot(Directory, *Cursor, &Entry, &Sector);
-        if (!NT_SUCCESS(Status))
-            return Status;
-        if (!Entry->Name[0])
-            return STATUS_NO_MORE_FILES;
+        if (!NT_SUCCESS(Status)) return Status;
+        if (!Entry->Name[0]) return STATUS_NO_MORE_FILES;
         if (Entry->Name[0] == SLOT_FREE || Entry->Name[0] == '.') {
             Expected = UNKNOWN;
         } else if ((Entry->Attributes & 0x3F) == ATTRIBUTE_LONG) {
@@ -403,8 +386,7 @@ static NTSTATUS FatScan(ULONG Directory, PULONG Cursor, PFAT_FILE File, PULONG F
             Expected = UNKNOWN;
         } else {
             BOOLEAN Long = Expected == 0 && Checksum == FatShortChecksum(Entry->Name);
-            if (!Long)
-                FatShortText(Entry, Entry->CaseFlags, File->Name);
+            if (!Long) FatShortText(Entry, Entry->CaseFlags, File->Name);
             FatShortText(Entry, 0, Alias);
             FatLoadEntry(Entry, File);
             File->DirectoryCluster = Directory;
@@ -435,19 +417,13 @@ static NTSTATUS FatResolve(PCSTR Path, PFAT_FILE File, PCHAR Leaf) {
     File->Attributes = ATTRIBUTE_DIRECTORY;
     for (;;) {
         ULONG Length = 0;
-        while (*Path == '\\')
-            Path++;
-        while (*Path && *Path != '\\' && Length < sizeof(Name) - 1)
-            Name[Length++] = *Path++;
+        while (*Path == '\\') Path++;
+        while (*Path && *Path != '\\' && Length < sizeof(Name) - 1) Name[Length++] = *Path++;
         Name[Length] = 0;
-        if (*Path && *Path != '\\')
-            return STATUS_OBJECT_NAME_INVALID;
-        if (!Length)
-            return Leaf ? STATUS_OBJECT_NAME_INVALID : STATUS_SUCCESS;
-        while (*Path == '\\')
-            Path++;
-        if (!(File->Attributes & ATTRIBUTE_DIRECTORY))
-            return STATUS_OBJECT_PATH_NOT_FOUND;
+        if (*Path && *Path != '\\') return STATUS_OBJECT_NAME_INVALID;
+        if (!Length) return Leaf ? STATUS_OBJECT_NAME_INVALID : STATUS_SUCCESS;
+        while (*Path == '\\') Path++;
+        if (!(File->Attributes & ATTRIBUTE_DIRECTORY)) return STATUS_OBJECT_PATH_NOT_FOUND;
         if (Leaf && !*Path) {
             memcpy(Leaf, Name, Length + 1);
             return STATUS_SUCCESS;
@@ -455,16 +431,14 @@ static NTSTATUS FatResolve(PCSTR Path, PFAT_FILE File, PCHAR Leaf) {
         NTSTATUS Status = FatFind(File->FirstCluster, Name, File);
         if (Status == STATUS_NO_MORE_FILES)
             return *Path ? STATUS_OBJECT_PATH_NOT_FOUND : STATUS_OBJECT_NAME_NOT_FOUND;
-        if (!NT_SUCCESS(Status))
-            return Status;
+        if (!NT_SUCCESS(Status)) return Status;
     }
 }
 /* Reads a file's entry again: another handle may have grown, replaced or deleted it. */
 static NTSTATUS FatRefresh(PFAT_FILE File) {
     PDIRENT Entry;
     ULONG Sector;
-    if (File->EntryIndex == ROOT_ENTRY)
-        return STATUS_SUCCESS;
+    if (File->EntryIndex == ROOT_ENTRY) return STATUS_SUCCESS;
     NTSTATUS Status = FatSlot(File->DirectoryCluster, File->EntryIndex, &Entry, &Sector);
     if (!NT_SUCCESS(Status) || memcmp(Entry->Name, File->ShortName, sizeof(File->ShortName)))
         return NT_SUCCESS(Status) ? STATUS_NO_SUCH_FILE : Status;
@@ -476,8 +450,7 @@ static NTSTATUS FatUpdate(PFAT_FILE File) {
     PDIRENT Entry;
     ULONG Sector;
     NTSTATUS Status = FatSlot(File->DirectoryCluster, File->EntryIndex, &Entry, &Sector);
-    if (!NT_SUCCESS(Status))
-        return Status;
+    if (!NT_SUCCESS(Status)) return Status;
     Entry->ClusterHigh = File->FirstCluster >> 16;
     Entry->ClusterLow = File->FirstCluster;
     Entry->Size = File->Size;
@@ -494,14 +467,12 @@ static NTSTATUS FatWriteSlots(ULONG Directory, ULONG Start, ULONG Count, const D
     ULONG Sector;
     for (ULONG Index = Count; NT_SUCCESS(Status) && Index--;) {
         Status = FatSlot(Directory, Start + Index, &Entry, &Sector);
-        if (!NT_SUCCESS(Status))
-            break;
+        if (!NT_SUCCESS(Status)) break;
         if (Set)
             *Entry = Set[Index];
         else
             Entry->Name[0] = SLOT_FREE;
-        if (Index == 0 || (Start + Index) % SLOTS == 0)
-            Status = FatCommit(Sector);
+        if (Index == 0 || (Start + Index) % SLOTS == 0) Status = FatCommit(Sector);
     }
     return Status;
 }
@@ -509,8 +480,7 @@ static NTSTATUS FatZeroCluster(ULONG Cluster) { /* through the cache: it becomes
     NTSTATUS Status = STATUS_SUCCESS;
     for (ULONG Index = 0; NT_SUCCESS(Status) && Index < Volume.SectorsPerCluster; Index++) {
         PUCHAR Data = FatSector(FatClusterSector(Cluster) + Index);
-        if (!Data)
-            return STATUS_IO_DEVICE_ERROR;
+        if (!Data) return STATUS_IO_DEVICE_ERROR;
         memset(Data, 0, SECTOR);
         Status = FatCommit(FatClusterSector(Cluster) + Index);
     }
@@ -522,30 +492,28 @@ static NTSTATUS FatGrowDirectory(ULONG Directory, ULONG SlotCount) {
     if (Tail < 2 || SlotCount >= SLOT_LIMIT)
         return Tail < 2 ? STATUS_DISK_CORRUPT_ERROR : STATUS_DISK_FULL;
     NTSTATUS Status = FatAllocateChain(1, Tail, &New);
-    if (NT_SUCCESS(Status))
-        Status = FatZeroCluster(New);
+    if (NT_SUCCESS(Status)) Status = FatZeroCluster(New);
     return NT_SUCCESS(Status) ? FatSetNext(Tail, New) : Status;
 }
 
-/* A name's 8.3 form (section 7.4 and as Windows NT does it: four numbered tails, then two characters and
- * four digits of a hash, which is our own). *Long: the name needs long slots as well. `Self` is the
- * entry being renamed, whose old alias is free. */
-static NTSTATUS FatMakeAlias(ULONG Directory, PCSTR Name, ULONG Self, PDIRENT Entry, BOOLEAN *Long) {
+/* A name's 8.3 form (section 7.4 and as Windows NT does it: four numbered tails, then two
+ * characters and four digits of a hash, which is our own). *Long: the name needs long slots as
+ * well. `Self` is the entry being renamed, whose old alias is free. */
+static NTSTATUS FatMakeAlias(
+    ULONG Directory, PCSTR Name, ULONG Self, PDIRENT Entry, BOOLEAN *Long) {
     ULONG Length = strlen(Name), Dot = Length, Parts[2] = {0, 0}, Cases[2] = {0, 0}, Hash = 0;
     BOOLEAN Lossy = FALSE;
     CHAR Text[13], Base[8];
     FAT_FILE Other;
     memset(Entry->Name, ' ', sizeof(Entry->Name));
     for (ULONG Index = 1; Index < Length; Index++) {
-        if (Name[Index] == '.')
-            Dot = Index;
+        if (Name[Index] == '.') Dot = Index;
     }
     for (ULONG Index = 0; Index < Length; Index++) {
         BOOLEAN Extension = Index > Dot;
         CHAR Character = Name[Index];
         Hash = Hash * 31 + Character;
-        if (Index == Dot)
-            continue;
+        if (Index == Dot) continue;
         if (Character == ' ' || Character == '.' || Parts[Extension] == (Extension ? 3 : 8)) {
             Lossy = TRUE;
             continue;
@@ -587,11 +555,9 @@ static NTSTATUS FatMakeAlias(ULONG Directory, PCSTR Name, ULONG Self, PDIRENT En
 static BOOLEAN FatValidName(PCSTR Name) {
     ULONG Length = strlen(Name);
     for (PCSTR At = Name; *At; At++) {
-        if (*At < ' ' || *At > 0x7E)
-            return FALSE;
+        if (*At < ' ' || *At > 0x7E) return FALSE;
         for (PCSTR Bad = "\"*/:<>?\\|"; *Bad; Bad++) {
-            if (*At == *Bad)
-                return FALSE;
+            if (*At == *Bad) return FALSE;
         }
     }
     return Length && Length < 256 && Name[Length - 1] != '.' && Name[Length - 1] != ' ';
@@ -599,8 +565,8 @@ static BOOLEAN FatValidName(PCSTR Name) {
 /* Finds `Count` free slots together, in one sector if they fit into one; slots of the file being
  * renamed count as free. *Gap: slots from there to the new ones must be marked free afterwards, as
  * they lie between the directory's old end and its new one. */
-static NTSTATUS FatFindSlots(ULONG Directory, ULONG Count, ULONG SelfFirst, ULONG Self,
-                             PULONG Start, PULONG Gap) {
+static NTSTATUS FatFindSlots(
+    ULONG Directory, ULONG Count, ULONG SelfFirst, ULONG Self, PULONG Start, PULONG Gap) {
     ULONG Run = 0, End = UNKNOWN, Sector;
     PDIRENT Entry;
     /* A rename looks in its own sector first: replaced there, the name changes in one write. */
@@ -608,15 +574,11 @@ static NTSTATUS FatFindSlots(ULONG Directory, ULONG Count, ULONG SelfFirst, ULON
         NTSTATUS Status = FatSlot(Directory, Index, &Entry, &Sector);
         if (Status == STATUS_NO_MORE_FILES) {
             Status = FatGrowDirectory(Directory, Index);
-            if (NT_SUCCESS(Status))
-                Status = FatSlot(Directory, Index, &Entry, &Sector);
+            if (NT_SUCCESS(Status)) Status = FatSlot(Directory, Index, &Entry, &Sector);
         }
-        if (!NT_SUCCESS(Status))
-            return Status;
-        if (!Entry->Name[0] && End == UNKNOWN)
-            End = Index;
-        if (Index % SLOTS == 0 && Count <= SLOTS)
-            Run = 0;
+        if (!NT_SUCCESS(Status)) return Status;
+        if (!Entry->Name[0] && End == UNKNOWN) End = Index;
+        if (Index % SLOTS == 0 && Count <= SLOTS) Run = 0;
         BOOLEAN Own = Self != UNKNOWN && Index >= SelfFirst && Index <= Self;
         Run = End != UNKNOWN || Entry->Name[0] == SLOT_FREE || Own ? Run + 1 : 0;
         *Start = Index + 1 - Run;
@@ -625,17 +587,17 @@ static NTSTATUS FatFindSlots(ULONG Directory, ULONG Count, ULONG SelfFirst, ULON
     return STATUS_SUCCESS;
 }
 /* Enters `Name` with what `Short` says of it; in place of `Old` where that is given. */
-static NTSTATUS FatAddEntry(ULONG Directory, PCSTR Name, PDIRENT Short, PFAT_FILE Old,
-                            ULONG OldFirst, PFAT_FILE File) {
+static NTSTATUS FatAddEntry(
+    ULONG Directory, PCSTR Name, PDIRENT Short, PFAT_FILE Old, ULONG OldFirst, PFAT_FILE File) {
     DIRENT Set[LONG_SLOTS + 1], Image[SLOTS], *Entry;
-    ULONG Self = Old ? Old->EntryIndex : UNKNOWN, Count = 1, Length = strlen(Name), Start, Gap, Sector;
+    ULONG Self = Old ? Old->EntryIndex : UNKNOWN, Count = 1, Length = strlen(Name), Start, Gap,
+          Sector;
     BOOLEAN Long;
     NTSTATUS Status = FatMakeAlias(Directory, Name, Self, Short, &Long);
-    if (!NT_SUCCESS(Status))
-        return Status;
-    if (Long)
-        Count += (Length + LONG_CHARS - 1) / LONG_CHARS;
-    for (ULONG Ordinal = 1; Ordinal < Count; Ordinal++) { /* the last part of the name comes first */
+    if (!NT_SUCCESS(Status)) return Status;
+    if (Long) Count += (Length + LONG_CHARS - 1) / LONG_CHARS;
+    for (ULONG Ordinal = 1; Ordinal < Count;
+         Ordinal++) { /* the last part of the name comes first */
         PUCHAR Slot = (PUCHAR)&Set[Count - 1 - Ordinal];
         memset(Slot, 0, sizeof(DIRENT));
         Slot[0] = Ordinal | (Ordinal == Count - 1 ? LONG_LAST : 0);
@@ -649,23 +611,20 @@ static NTSTATUS FatAddEntry(ULONG Directory, PCSTR Name, PDIRENT Short, PFAT_FIL
     }
     Set[Count - 1] = *Short;
     Status = FatFindSlots(Directory, Count, OldFirst, Self, &Start, &Gap);
-    if (!NT_SUCCESS(Status))
-        return Status;
+    if (!NT_SUCCESS(Status)) return Status;
     ULONG Page = Start / SLOTS;
-    if (Old && OldFirst / SLOTS == Page && Self / SLOTS == Page && (Start + Count - 1) / SLOTS == Page) {
+    if (Old && OldFirst / SLOTS == Page && Self / SLOTS == Page &&
+        (Start + Count - 1) / SLOTS == Page) {
         Status = FatSlot(Directory, Page * SLOTS, &Entry, &Sector);
-        if (!NT_SUCCESS(Status))
-            return Status;
+        if (!NT_SUCCESS(Status)) return Status;
         memcpy(Image, Entry, sizeof(Image));
         for (ULONG Index = OldFirst; Index <= Self; Index++)
             Image[Index % SLOTS].Name[0] = SLOT_FREE;
         memcpy(&Image[Start % SLOTS], Set, Count * sizeof(DIRENT));
         Status = FatWriteSlots(Directory, Page * SLOTS, SLOTS, Image);
     } else {
-        if (Old)
-            Status = FatWriteSlots(Directory, OldFirst, Self - OldFirst + 1, NULL);
-        if (NT_SUCCESS(Status))
-            Status = FatWriteSlots(Directory, Start, Count, Set);
+        if (Old) Status = FatWriteSlots(Directory, OldFirst, Self - OldFirst + 1, NULL);
+        if (NT_SUCCESS(Status)) Status = FatWriteSlots(Directory, Start, Count, Set);
         if (NT_SUCCESS(Status) && Gap < Start)
             Status = FatWriteSlots(Directory, Gap, Start - Gap, NULL);
     }
@@ -682,23 +641,20 @@ static NTSTATUS FatCreateEntry(PCSTR Path, BOOLEAN Directory, PFAT_FILE File) {
     CHAR Name[256];
     ULONG First = 0;
     NTSTATUS Status = FatResolve(Path, &Parent, Name);
-    if (!NT_SUCCESS(Status))
-        return Status;
-    if (!FatValidName(Name))
-        return STATUS_OBJECT_NAME_INVALID;
+    if (!NT_SUCCESS(Status)) return Status;
+    if (!FatValidName(Name)) return STATUS_OBJECT_NAME_INVALID;
     Status = FatFind(Parent.FirstCluster, Name, &Other);
     if (Status != STATUS_NO_MORE_FILES)
         return NT_SUCCESS(Status) ? STATUS_OBJECT_NAME_COLLISION : Status;
+    Status = STATUS_SUCCESS;
     FatTimeToDisk(KiQuerySystemTime(), &Short.WriteDate, &Short.WriteTime);
     Short.CreateDate = Short.AccessDate = Short.WriteDate;
     Short.CreateTime = Short.WriteTime;
     if (Directory) {
         DIRENT Dots[2] = {Short, Short};
         Status = FatAllocateChain(1, 0, &First);
-        if (NT_SUCCESS(Status))
-            Status = FatZeroCluster(First);
-        if (!NT_SUCCESS(Status))
-            return Status;
+        if (NT_SUCCESS(Status)) Status = FatZeroCluster(First);
+        if (!NT_SUCCESS(Status)) return Status;
         ULONG Up = Parent.EntryIndex == ROOT_ENTRY ? 0 : Parent.FirstCluster;
         memcpy(Dots[0].Name, ".          ", 11);
         memcpy(Dots[1].Name, "..         ", 11);
@@ -708,14 +664,13 @@ static NTSTATUS FatCreateEntry(PCSTR Path, BOOLEAN Directory, PFAT_FILE File) {
         Dots[1].ClusterLow = Up;
         Status = FatWriteSlots(First, 0, 2, Dots);
     }
-    if (NT_SUCCESS(Status))
-        Status = FatAddEntry(Parent.FirstCluster, Name, &Short, NULL, 0, File);
-    if (!NT_SUCCESS(Status) && First)
-        FatFreeChain(First);
+    if (NT_SUCCESS(Status)) Status = FatAddEntry(Parent.FirstCluster, Name, &Short, NULL, 0, File);
+    if (!NT_SUCCESS(Status) && First) FatFreeChain(First);
     return Status;
 }
 
-/* -- what ki.h declares ------------------------------------------------------------------------- */
+/* -- what ki.h declares -------------------------------------------------------------------------
+ */
 NTSTATUS FatMount(void) {
     static UCHAR Data[SECTOR] __attribute__((aligned(16)));
     BOOT_SECTOR *Boot = (BOOT_SECTOR *)Data;
@@ -730,13 +685,10 @@ NTSTATUS FatMount(void) {
         if (Entry == Data + 0x1FE || Data[0x1FE] != 0x55 || Data[0x1FF] != 0xAA)
             return STATUS_UNRECOGNIZED_VOLUME;
         memcpy(&Start, Entry + 8, sizeof(Start));
-        if (Entry[4] == 0x0B || Entry[4] == 0x0C)
-            Volume.Lba = Start;
+        if (Entry[4] == 0x0B || Entry[4] == 0x0C) Volume.Lba = Start;
     }
-    if (NT_SUCCESS(Status))
-        Status = HalDiskRead(Volume.Lba, 1, Data);
-    if (!NT_SUCCESS(Status))
-        return Status;
+    if (NT_SUCCESS(Status)) Status = HalDiskRead(Volume.Lba, 1, Data);
+    if (!NT_SUCCESS(Status)) return Status;
     ULONG64 DataStart = Boot->ReservedSectors + (ULONG64)Boot->FatCount * Boot->FatSectors;
     if (Data[0x1FE] != 0x55 || Data[0x1FF] != 0xAA || Boot->BytesPerSector != SECTOR ||
         !Boot->SectorsPerCluster || Boot->SectorsPerCluster & (Boot->SectorsPerCluster - 1) ||
@@ -751,7 +703,7 @@ NTSTATUS FatMount(void) {
     Volume.SectorsPerCluster = Boot->SectorsPerCluster;
     Volume.ClusterBytes = Boot->SectorsPerCluster * SECTOR;
     Volume.LastCluster = MIN((Boot->Sectors - DataStart) / Boot->SectorsPerCluster + 1,
-                             Boot->FatSectors * (SECTOR / 4ULL) - 1);
+        Boot->FatSectors * (SECTOR / 4ULL) - 1);
     Volume.Free = UNKNOWN;
     PUCHAR Info = FatSector(Boot->InfoSector);
     if (Boot->InfoSector && Info && !memcmp(Info, "RRaA", 4) && !memcmp(Info + 484, "rrAa", 4)) {
@@ -774,12 +726,9 @@ NTSTATUS FatRead(PFAT_FILE File, ULONG Offset, PVOID Buffer, ULONG Length, PULON
     LOCK_UNTIL_RETURN;
     *Done = 0;
     NTSTATUS Status = FatRefresh(File);
-    if (!NT_SUCCESS(Status))
-        return Status;
-    if (File->Attributes & ATTRIBUTE_DIRECTORY)
-        return STATUS_FILE_IS_A_DIRECTORY;
-    if (Offset >= File->Size)
-        return Length ? STATUS_END_OF_FILE : STATUS_SUCCESS;
+    if (!NT_SUCCESS(Status)) return Status;
+    if (File->Attributes & ATTRIBUTE_DIRECTORY) return STATUS_FILE_IS_A_DIRECTORY;
+    if (Offset >= File->Size) return Length ? STATUS_END_OF_FILE : STATUS_SUCCESS;
     Length = MIN(Length, File->Size - Offset);
     Status = FatTransfer(File->FirstCluster, Offset, Buffer, Length, FALSE);
     *Done = NT_SUCCESS(Status) ? Length : 0;
@@ -790,21 +739,16 @@ NTSTATUS FatWrite(PFAT_FILE File, ULONG Offset, const void *Buffer, ULONG Length
     LOCK_UNTIL_RETURN;
     *Done = 0;
     NTSTATUS Status = FatRefresh(File);
-    if (!NT_SUCCESS(Status) || !Length)
-        return Status;
-    if (File->Attributes & ATTRIBUTE_DIRECTORY)
-        return STATUS_FILE_IS_A_DIRECTORY;
-    if (Length > 0xFFFFFFFF - Offset)
-        return STATUS_DISK_FULL;
+    if (!NT_SUCCESS(Status) || !Length) return Status;
+    if (File->Attributes & ATTRIBUTE_DIRECTORY) return STATUS_FILE_IS_A_DIRECTORY;
+    if (Length > 0xFFFFFFFF - Offset) return STATUS_DISK_FULL;
     ULONG First = File->FirstCluster;
     Status = FatReserve(&First, Offset + Length);
     if (NT_SUCCESS(Status) && Offset > File->Size)
         Status = FatTransfer(First, File->Size, NULL, Offset - File->Size, TRUE);
-    if (NT_SUCCESS(Status))
-        Status = FatTransfer(First, Offset, (PUCHAR)Buffer, Length, TRUE);
+    if (NT_SUCCESS(Status)) Status = FatTransfer(First, Offset, (PUCHAR)Buffer, Length, TRUE);
     if (!NT_SUCCESS(Status)) {
-        if (!File->FirstCluster && First)
-            FatFreeChain(First);
+        if (!File->FirstCluster && First) FatFreeChain(First);
         return Status;
     }
     File->FirstCluster = First;
@@ -817,10 +761,8 @@ NTSTATUS FatWrite(PFAT_FILE File, ULONG Offset, const void *Buffer, ULONG Length
 NTSTATUS FatSetSize(PFAT_FILE File, ULONG Size) {
     LOCK_UNTIL_RETURN;
     NTSTATUS Status = FatRefresh(File);
-    if (!NT_SUCCESS(Status))
-        return Status;
-    if (File->Attributes & ATTRIBUTE_DIRECTORY)
-        return STATUS_FILE_IS_A_DIRECTORY;
+    if (!NT_SUCCESS(Status)) return Status;
+    if (File->Attributes & ATTRIBUTE_DIRECTORY) return STATUS_FILE_IS_A_DIRECTORY;
     ULONG First = File->FirstCluster, Rest = 0, Tail = 0;
     Status = FatReserve(&First, Size);
     if (NT_SUCCESS(Status) && !Size) {
@@ -830,15 +772,12 @@ NTSTATUS FatSetSize(PFAT_FILE File, ULONG Size) {
         Tail = FatClusterAt(First, (Size - 1) / Volume.ClusterBytes);
         Rest = FatNextCluster(Tail);
     }
-    if (!NT_SUCCESS(Status))
-        return Status;
+    if (!NT_SUCCESS(Status)) return Status;
     File->FirstCluster = First;
     File->Size = Size;
     Status = FatUpdate(File);
-    if (NT_SUCCESS(Status) && Rest >= 2 && Tail)
-        Status = FatSetNext(Tail, CHAIN_END);
-    if (NT_SUCCESS(Status) && Rest >= 2)
-        Status = FatFreeChain(Rest);
+    if (NT_SUCCESS(Status) && Rest >= 2 && Tail) Status = FatSetNext(Tail, CHAIN_END);
+    if (NT_SUCCESS(Status) && Rest >= 2) Status = FatFreeChain(Rest);
     return Status;
 }
 
@@ -846,13 +785,11 @@ NTSTATUS FatSetSize(PFAT_FILE File, ULONG Size) {
 static NTSTATUS FatLocate(PFAT_FILE File, PULONG FirstSlot) {
     CHAR Alias[13];
     FAT_FILE Found;
-    if (File->EntryIndex == ROOT_ENTRY)
-        return STATUS_ACCESS_DENIED;
+    if (File->EntryIndex == ROOT_ENTRY) return STATUS_ACCESS_DENIED;
     NTSTATUS Status = FatRefresh(File);
     for (ULONG Cursor = 0; NT_SUCCESS(Status); Cursor++) {
         Status = FatScan(File->DirectoryCluster, &Cursor, &Found, FirstSlot, Alias);
-        if (NT_SUCCESS(Status) && Cursor == File->EntryIndex)
-            break;
+        if (NT_SUCCESS(Status) && Cursor == File->EntryIndex) break;
     }
     return Status == STATUS_NO_MORE_FILES ? STATUS_NO_SUCH_FILE : Status;
 }
@@ -861,22 +798,18 @@ NTSTATUS FatRename(PFAT_FILE File, PCSTR NewName) {
     FAT_FILE Other, Renamed;
     ULONG FirstSlot, Sector;
     PDIRENT Entry;
-    if (!FatValidName(NewName))
-        return STATUS_OBJECT_NAME_INVALID;
+    if (!FatValidName(NewName)) return STATUS_OBJECT_NAME_INVALID;
     NTSTATUS Status = FatLocate(File, &FirstSlot);
-    if (!NT_SUCCESS(Status))
-        return Status;
+    if (!NT_SUCCESS(Status)) return Status;
     Status = FatFind(File->DirectoryCluster, NewName, &Other);
     if (NT_SUCCESS(Status) && Other.EntryIndex != File->EntryIndex)
         return STATUS_OBJECT_NAME_COLLISION;
     if (NT_SUCCESS(Status) || Status == STATUS_NO_MORE_FILES)
         Status = FatSlot(File->DirectoryCluster, File->EntryIndex, &Entry, &Sector);
-    if (!NT_SUCCESS(Status))
-        return Status;
+    if (!NT_SUCCESS(Status)) return Status;
     DIRENT Short = *Entry;
     Status = FatAddEntry(File->DirectoryCluster, NewName, &Short, File, FirstSlot, &Renamed);
-    if (NT_SUCCESS(Status))
-        *File = Renamed;
+    if (NT_SUCCESS(Status)) *File = Renamed;
     return Status;
 }
 NTSTATUS FatDelete(PFAT_FILE File) {
@@ -885,16 +818,15 @@ NTSTATUS FatDelete(PFAT_FILE File) {
     FAT_FILE Child;
     ULONG FirstSlot, Cursor = 0, ChildSlot;
     NTSTATUS Status = FatLocate(File, &FirstSlot);
-    if (!NT_SUCCESS(Status))
-        return Status;
+    if (!NT_SUCCESS(Status)) return Status;
     if (File->Attributes & ATTRIBUTE_DIRECTORY) {
         Status = FatScan(File->FirstCluster, &Cursor, &Child, &ChildSlot, Alias);
         if (Status != STATUS_NO_MORE_FILES)
             return NT_SUCCESS(Status) ? STATUS_DIRECTORY_NOT_EMPTY : Status;
     }
-    Status = FatWriteSlots(File->DirectoryCluster, FirstSlot, File->EntryIndex - FirstSlot + 1, NULL);
-    if (NT_SUCCESS(Status) && File->FirstCluster)
-        Status = FatFreeChain(File->FirstCluster);
+    Status =
+        FatWriteSlots(File->DirectoryCluster, FirstSlot, File->EntryIndex - FirstSlot + 1, NULL);
+    if (NT_SUCCESS(Status) && File->FirstCluster) Status = FatFreeChain(File->FirstCluster);
     return Status;
 }
 
@@ -902,8 +834,7 @@ NTSTATUS FatReadDirectory(PFAT_FILE Directory, PULONG Cursor, PFAT_FILE Entry) {
     LOCK_UNTIL_RETURN;
     CHAR Alias[13];
     ULONG FirstSlot;
-    if (!(Directory->Attributes & ATTRIBUTE_DIRECTORY))
-        return STATUS_NOT_A_DIRECTORY;
+    if (!(Directory->Attributes & ATTRIBUTE_DIRECTORY)) return STATUS_NOT_A_DIRECTORY;
     NTSTATUS Status = FatScan(Directory->FirstCluster, Cursor, Entry, &FirstSlot, Alias);
     *Cursor += NT_SUCCESS(Status);
     return Status;
@@ -917,15 +848,13 @@ NTSTATUS FatGetExtents(PFAT_FILE File, FAT_EXTENT *Extents, ULONG Maximum, PULON
     ULONG Left = File->Size / SECTOR + !!(File->Size % SECTOR), Previous = 0;
     ULONG Cluster = File->FirstCluster;
     for (; NT_SUCCESS(Status) && Left; Cluster = FatNextCluster(Cluster)) {
-        if (Cluster < 2 || Cluster > Volume.LastCluster)
-            return STATUS_DISK_CORRUPT_ERROR;
+        if (Cluster < 2 || Cluster > Volume.LastCluster) return STATUS_DISK_CORRUPT_ERROR;
         ULONG Sectors = MIN(Left, Volume.SectorsPerCluster);
         if (!Previous || Cluster != Previous + 1) {
             if (++*Count <= Maximum)
                 Extents[*Count - 1] = (FAT_EXTENT){Volume.Lba + FatClusterSector(Cluster), 0};
         }
-        if (*Count <= Maximum)
-            Extents[*Count - 1].Sectors += Sectors;
+        if (*Count <= Maximum) Extents[*Count - 1].Sectors += Sectors;
         Left -= Sectors;
         Previous = Cluster;
     }
@@ -941,11 +870,9 @@ NTSTATUS FatLoadFile(PCSTR Path, PVOID *Buffer, PULONG Size) {
     *Buffer = NULL;
     *Size = 0;
     NTSTATUS Status = FatOpen(Path, &File);
-    if (!NT_SUCCESS(Status))
-        return Status;
+    if (!NT_SUCCESS(Status)) return Status;
     PCHAR Data = KiAllocate(File.Size + 1ULL);
-    if (!Data)
-        return STATUS_INSUFFICIENT_RESOURCES;
+    if (!Data) return STATUS_INSUFFICIENT_RESOURCES;
     Status = FatRead(&File, 0, Data, File.Size, Size);
     if (!NT_SUCCESS(Status)) {
         KiFree(Data);
@@ -955,20 +882,18 @@ NTSTATUS FatLoadFile(PCSTR Path, PVOID *Buffer, PULONG Size) {
     *Buffer = Data;
     return STATUS_SUCCESS;
 }
-/* Old or new, never half: the new contents are on the disk before one sector write takes them in. */
+/* Old or new, never half: the new contents are on the disk before one sector write takes them in.
+ */
 NTSTATUS FatStoreFile(PCSTR Path, const void *Buffer, ULONG Size) {
     LOCK_UNTIL_RETURN;
     FAT_FILE File;
     ULONG New = 0, Old;
     NTSTATUS Status = FatResolve(Path, &File, NULL);
-    if (Status == STATUS_OBJECT_NAME_NOT_FOUND)
-        Status = FatCreateEntry(Path, FALSE, &File);
+    if (Status == STATUS_OBJECT_NAME_NOT_FOUND) Status = FatCreateEntry(Path, FALSE, &File);
     if (NT_SUCCESS(Status) && File.Attributes & ATTRIBUTE_DIRECTORY)
         Status = STATUS_FILE_IS_A_DIRECTORY;
-    if (NT_SUCCESS(Status))
-        Status = FatReserve(&New, Size);
-    if (!NT_SUCCESS(Status))
-        return Status;
+    if (NT_SUCCESS(Status)) Status = FatReserve(&New, Size);
+    if (!NT_SUCCESS(Status)) return Status;
     Status = FatTransfer(New, 0, (PUCHAR)Buffer, Size, TRUE);
     Old = New;
     if (NT_SUCCESS(Status)) {
@@ -977,30 +902,23 @@ NTSTATUS FatStoreFile(PCSTR Path, const void *Buffer, ULONG Size) {
         File.Size = Size;
         Status = FatUpdate(&File);
     }
-    if (Old)
-        FatFreeChain(Old);
+    if (Old) FatFreeChain(Old);
     return Status;
 }
 
 NTSTATUS IopVolumePath(PCSTR NtPath, PCHAR Path, ULONG Size) {
     static const struct {
         PCSTR Prefix, Volume;
-    } Roots[] = {{"\\SystemRoot", "Windows"},
-                 {"%SystemRoot%", "Windows"},
-                 {"\\??\\C:", ""},
-                 {"\\DosDevices\\C:", ""},
-                 {"C:", ""},
-                 {"System32", "Windows\\System32"}};
+    } Roots[] = {{"\\SystemRoot", "Windows"}, {"%SystemRoot%", "Windows"}, {"\\??\\C:", ""},
+        {"\\DosDevices\\C:", ""}, {"C:", ""}, {"System32", "Windows\\System32"}};
     for (ULONG Index = 0; Index < ARRAY_SIZE(Roots); Index++) {
         SIZE_T Length = strlen(Roots[Index].Prefix), Start = strlen(Roots[Index].Volume);
         PCSTR Rest = NtPath + Length;
         if (RtlCompareTextInsensitiveN(NtPath, Roots[Index].Prefix, Length) ||
             (*Rest && *Rest != '\\'))
             continue;
-        if (!Start && *Rest)
-            Rest++;
-        if (Start + strlen(Rest) >= Size)
-            return STATUS_BUFFER_TOO_SMALL;
+        if (!Start && *Rest) Rest++;
+        if (Start + strlen(Rest) >= Size) return STATUS_BUFFER_TOO_SMALL;
         memcpy(Path, Roots[Index].Volume, Start);
         memcpy(Path + Start, Rest, strlen(Rest) + 1);
         return STATUS_SUCCESS;
@@ -1009,8 +927,7 @@ NTSTATUS IopVolumePath(PCSTR NtPath, PCHAR Path, ULONG Size) {
 }
 NTSTATUS IopVolumePathFromUnicode(PCUNICODE_STRING NtPath, PCHAR Path, ULONG Size) {
     CHAR Text[512];
-    if (NtPath->Length / sizeof(WCHAR) >= sizeof(Text))
-        return STATUS_OBJECT_NAME_INVALID;
+    if (NtPath->Length / sizeof(WCHAR) >= sizeof(Text)) return STATUS_OBJECT_NAME_INVALID;
     RtlUnicodeToText(NtPath, Text, sizeof(Text));
     return IopVolumePath(Text, Path, Size);
 }

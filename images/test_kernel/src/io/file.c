@@ -1,83 +1,35 @@
-/* The Zw file calls over FAT32, with the structures and status codes of the DDK (ntifs.h). Not there:
- * sharing modes (every open shares all), events and APCs at completion, extended attributes. */
+/* The Zw file calls over FAT32, with the structures and status codes of the DDK (ntifs.h). Left out:
+ * sharing modes (every open shares all), events and APCs at completion, extended attributes; a file
+ * marked for deletion goes with the handle that marked it, not with the last one. */
 #include "ob.h"
 
 enum { FILE_SUPERSEDE, FILE_OPEN, FILE_CREATE, FILE_OPEN_IF, FILE_OVERWRITE, FILE_OVERWRITE_IF };
 enum { FILE_SUPERSEDED, FILE_OPENED, FILE_CREATED, FILE_OVERWRITTEN, FILE_EXISTS, FILE_MISSING };
 enum { OPTION_DIRECTORY = 1, OPTION_SYNCHRONOUS = 0x30, OPTION_NOT_DIRECTORY = 0x40 };
 enum { OPTION_DELETE_ON_CLOSE = 0x1000 };
-enum { FILE_APPEND_DATA = 4, ANY_WRITE = 0x50000006 }; /* write and append data, generic write, all */
+enum { FILE_APPEND_DATA = 4, ANY_WRITE = 0x50000006 }; /* generic all and write, append, write */
 enum { ATTRIBUTE_READONLY = 1, ATTRIBUTE_DIRECTORY = 0x10, ATTRIBUTE_NORMAL = 0x80 };
 enum { PATH_SIZE = 260 };
 
-typedef struct _FCB { /* one for each file that is open, shared by its handles */
-    LIST_ENTRY Link;
-    FAT_FILE File;
-    ULONG OpenCount;
-    BOOLEAN DeletePending, Directory;
-    CHAR Path[PATH_SIZE];
-} FCB, *PFCB;
 typedef struct _OPEN_FILE {
-    PFCB Fcb;
+    FAT_FILE File;
+    KI_MUTEX Lock; /* of what follows */
     ULONG64 Position;
     ULONG Access, Options, Cursor; /* Cursor: of ZwQueryDirectoryFile */
-    BOOLEAN Listed;
-    CHAR Pattern[256];
+    BOOLEAN DeletePending, Directory, Listed;
+    CHAR Path[PATH_SIZE], Pattern[256];
 } OPEN_FILE, *POPEN_FILE;
 
-static void IopDeleteFileObject(PVOID Body);
+/* -- open and close --------------------------------------------------------------------------- */
+static void IopDeleteFileObject(PVOID Body) {
+    POPEN_FILE Open = Body;
+    NTSTATUS Status = Open->DeletePending ? FatDelete(&Open->File) : STATUS_SUCCESS;
+    if (!NT_SUCCESS(Status))
+        DbgPrint("io: C:\\%s could not be deleted: status %08x\n", Open->Path, Status);
+}
+
 static OBJECT_TYPE IopFileType = {"File", IopDeleteFileObject};
 NTSYSAPI POBJECT_TYPE IoFileObjectType = &IopFileType;
-static LIST_ENTRY IopOpenFiles = {&IopOpenFiles, &IopOpenFiles};
-static KI_MUTEX IopFileLock = KI_MUTEX_FREE(IopFileLock);
-
-/* -- names ------------------------------------------------------------------------------------ */
-NTSTATUS IopVolumePath(PCSTR NtPath, PCHAR Path, ULONG Size) {
-    static const struct {
-        PCSTR Prefix, Folder;
-    } Roots[] = {{"\\SystemRoot", "Windows\\"}, {"%SystemRoot%", "Windows\\"},
-                 {"\\??\\C:", ""}, {"\\DosDevices\\C:", ""}, {"\\\\?\\C:", ""}, {"C:", ""},
-                 {"\\Device\\HarddiskVolume1", ""}};
-    PCSTR Folder = NULL, Rest = NtPath;
-    for (ULONG i = 0; i < ARRAY_SIZE(Roots) && !Folder; i++) {
-        SIZE_T Length = strlen(Roots[i].Prefix);
-        if (RtlCompareTextInsensitiveN(NtPath, Roots[i].Prefix, Length) == 0 &&
-            strchr("\\/", NtPath[Length])) { /* or the end: strchr finds the NUL */
-            Folder = Roots[i].Folder;
-            Rest = NtPath + Length;
-        }
-    }
-    if (!Folder && (*NtPath == 0 || *NtPath == '\\' || strchr(NtPath, ':')))
-        return STATUS_OBJECT_PATH_NOT_FOUND;
-    while (*Rest == '\\' || *Rest == '/')
-        Rest++;
-    if (!Folder)
-        Folder = "Windows\\"; /* as a service's ImagePath */
-    if (strlen(Folder) + strlen(Rest) >= Size)
-        return STATUS_OBJECT_NAME_INVALID;
-    RtlFormat(Path, Size, "%s%s", Folder, Rest);
-    for (PCHAR Text = Path; *Text; Text++) /* Win32 callers may use either slash */
-        *Text = *Text == '/' ? '\\' : *Text;
-    for (SIZE_T Length = strlen(Path); Length && Path[Length - 1] == '\\'; Length--)
-        Path[Length - 1] = 0;
-    return STATUS_SUCCESS;
-}
-
-static NTSTATUS IopNarrowName(PCUNICODE_STRING Name, PCHAR Text, SIZE_T Size) {
-    for (ULONG i = 0; i < Name->Length / sizeof(WCHAR); i++)
-        if (Name->Buffer[i] < ' ' || Name->Buffer[i] > '~') /* the volume's names are ASCII */
-            return STATUS_OBJECT_NAME_INVALID;
-    if (Name->Length / sizeof(WCHAR) >= Size)
-        return STATUS_OBJECT_NAME_INVALID;
-    RtlUnicodeToText(Name, Text, Size);
-    return STATUS_SUCCESS;
-}
-
-NTSTATUS IopVolumePathFromUnicode(PCUNICODE_STRING NtPath, PCHAR Path, ULONG Size) {
-    CHAR Text[PATH_SIZE];
-    NTSTATUS Status = IopNarrowName(NtPath, Text, sizeof(Text));
-    return NT_SUCCESS(Status) ? IopVolumePath(Text, Path, Size) : Status;
-}
 
 static NTSTATUS IopReferenceFile(HANDLE Handle, POPEN_FILE *Open) {
     return ObReferenceObjectByHandle(Handle, 0, IoFileObjectType, 0, (PVOID *)Open, NULL);
@@ -90,111 +42,70 @@ static NTSTATUS IopAttributesPath(POBJECT_ATTRIBUTES Attributes, PCHAR Path) {
     NTSTATUS Status = IopReferenceFile(Attributes->RootDirectory, &Root);
     if (!NT_SUCCESS(Status))
         return Status;
-    SIZE_T Length = strlen(RtlCopyText(Path, PATH_SIZE - 1, Root->Fcb->Path));
+    SIZE_T Length = strlen(RtlCopyText(Path, PATH_SIZE - 1, Root->Path));
     ObfDereferenceObject(Root);
-    if (Length && Attributes->ObjectName->Length)
-        Path[Length++] = '\\';
-    return IopNarrowName(Attributes->ObjectName, Path + Length, PATH_SIZE - Length);
+    Path[Length++] = '\\';
+    if (Attributes->ObjectName->Length / sizeof(WCHAR) >= PATH_SIZE - Length)
+        return STATUS_OBJECT_NAME_INVALID;
+    RtlUnicodeToText(Attributes->ObjectName, Path + Length, PATH_SIZE - Length);
+    return STATUS_SUCCESS;
 }
 
-/* -- open and close --------------------------------------------------------------------------- */
-/* The file's block, made when it is not open yet. The lock is held. */
-static PFCB IopFindFcb(const FAT_FILE *File, PCSTR Path) {
-    for (PLIST_ENTRY Link = IopOpenFiles.Flink; Link != &IopOpenFiles; Link = Link->Flink) {
-        PFCB Fcb = CONTAINING_RECORD(Link, FCB, Link);
-        if (Fcb->File.DirectoryCluster == File->DirectoryCluster &&
-            Fcb->File.EntryIndex == File->EntryIndex)
-            return Fcb;
-    }
-    PFCB Fcb = ExAllocatePool2(0x40, sizeof(FCB), 'bcF ');
-    if (Fcb) {
-        Fcb->File = *File;
-        Fcb->Directory = (File->Attributes & ATTRIBUTE_DIRECTORY) != 0;
-        RtlCopyText(Fcb->Path, sizeof(Fcb->Path), Path);
-        InsertTailList(&IopOpenFiles, &Fcb->Link);
-    }
-    return Fcb;
-}
-
-static void IopDeleteFileObject(PVOID Body) {
-    POPEN_FILE Open = Body;
-    PFCB Fcb = Open->Fcb;
-    if (!Fcb) /* it could not be opened */
-        return;
-    KiAcquireMutex(&IopFileLock);
-    Fcb->DeletePending |= (Open->Options & OPTION_DELETE_ON_CLOSE) != 0;
-    if (--Fcb->OpenCount == 0) {
-        NTSTATUS Status = Fcb->DeletePending ? FatDelete(&Fcb->File) : STATUS_SUCCESS;
-        if (!NT_SUCCESS(Status))
-            DbgPrint("io: C:\\%s could not be deleted: status %08x\n", Fcb->Path, Status);
-        RemoveEntryList(&Fcb->Link);
-        KiFree(Fcb);
-    }
-    KiReleaseMutex(&IopFileLock);
-}
-
-static NTSTATUS IopOpenPath(PCSTR Path, POPEN_FILE Open, ULONG Disposition, ULONG_PTR *Action) {
+/* Opens or makes what Open->Path names; *Action says which. */
+static NTSTATUS IopOpenPath(POPEN_FILE Open, ULONG Disposition, ULONG_PTR *Action) {
     BOOLEAN Replace = Disposition == FILE_SUPERSEDE || Disposition >= FILE_OVERWRITE;
     BOOLEAN Make = Disposition != FILE_OPEN && Disposition != FILE_OVERWRITE;
-    FAT_FILE File = {0};
-    NTSTATUS Status = FatOpen(Path, &File);
-    BOOLEAN Directory = (File.Attributes & ATTRIBUTE_DIRECTORY) != 0;
+    PFAT_FILE File = &Open->File;
+    NTSTATUS Status = FatOpen(Open->Path, File);
     *Action = NT_SUCCESS(Status) ? FILE_EXISTS : FILE_MISSING;
     if (Status == STATUS_OBJECT_NAME_NOT_FOUND && Make) {
-        Status = FatCreate(Path, (Open->Options & OPTION_DIRECTORY) != 0, &File);
+        Status = FatCreate(Open->Path, (Open->Options & OPTION_DIRECTORY) != 0, File);
         Replace = FALSE;
         *Action = FILE_CREATED;
-    } else if (NT_SUCCESS(Status)) {
-        if (Disposition == FILE_CREATE || (Directory && Replace))
-            Status = STATUS_OBJECT_NAME_COLLISION;
-        else if (Directory && Open->Options & OPTION_NOT_DIRECTORY)
-            Status = STATUS_FILE_IS_A_DIRECTORY;
-        else if (!Directory && Open->Options & OPTION_DIRECTORY)
-            Status = STATUS_NOT_A_DIRECTORY;
-        else if (File.Attributes & ATTRIBUTE_READONLY && !Directory &&
-                 (Replace || Open->Access & ANY_WRITE))
-            Status = STATUS_ACCESS_DENIED;
-        else
-            *Action = Disposition == FILE_SUPERSEDE ? FILE_SUPERSEDED
-                      : Replace                     ? FILE_OVERWRITTEN
-                                                    : FILE_OPENED;
     }
     if (!NT_SUCCESS(Status))
         return Status;
-    PFCB Fcb = IopFindFcb(&File, Path);
-    if (!Fcb)
-        return STATUS_INSUFFICIENT_RESOURCES;
-    if (Fcb->DeletePending)
-        return STATUS_DELETE_PENDING;
-    Fcb->OpenCount++;
-    Open->Fcb = Fcb; /* a failure from here on is undone when the object goes */
-    return Replace ? FatSetSize(&Fcb->File, 0) : STATUS_SUCCESS;
+    Open->Directory = (File->Attributes & ATTRIBUTE_DIRECTORY) != 0;
+    if (*Action == FILE_CREATED)
+        return STATUS_SUCCESS;
+    if (Disposition == FILE_CREATE || (Open->Directory && Replace))
+        return STATUS_OBJECT_NAME_COLLISION;
+    if (Open->Directory && Open->Options & OPTION_NOT_DIRECTORY)
+        return STATUS_FILE_IS_A_DIRECTORY;
+    if (!Open->Directory && Open->Options & OPTION_DIRECTORY)
+        return STATUS_NOT_A_DIRECTORY;
+    if (File->Attributes & ATTRIBUTE_READONLY && (Replace || Open->Access & ANY_WRITE))
+        return STATUS_ACCESS_DENIED;
+    *Action = Disposition == FILE_SUPERSEDE ? FILE_SUPERSEDED
+              : Replace                     ? FILE_OVERWRITTEN
+                                            : FILE_OPENED;
+    return Replace ? FatSetSize(File, 0) : STATUS_SUCCESS;
 }
 
 NTSYSAPI NTSTATUS ZwCreateFile(PHANDLE Handle, ULONG Access, POBJECT_ATTRIBUTES Attributes,
                                PIO_STATUS_BLOCK Result, PLARGE_INTEGER AllocationSize,
                                ULONG FileAttributes, ULONG Share, ULONG Disposition, ULONG Options,
                                PVOID Ea, ULONG EaLength) {
-    CHAR Path[PATH_SIZE];
     POPEN_FILE Open;
     UNREFERENCED(AllocationSize), UNREFERENCED(FileAttributes), UNREFERENCED(Share);
     UNREFERENCED(Ea), UNREFERENCED(EaLength);
     if (Disposition > FILE_OVERWRITE_IF || !Attributes || !Attributes->ObjectName)
         return STATUS_INVALID_PARAMETER;
-    NTSTATUS Status = IopAttributesPath(Attributes, Path);
-    if (NT_SUCCESS(Status))
-        Status = ObCreateObject(IoFileObjectType, sizeof(OPEN_FILE), (PVOID *)&Open);
+    NTSTATUS Status = ObCreateObject(IoFileObjectType, sizeof(OPEN_FILE), (PVOID *)&Open);
     if (!NT_SUCCESS(Status))
         return Status;
     Open->Access = Access;
     Open->Options = Options;
-    KiAcquireMutex(&IopFileLock);
-    Status = Result->Status = IopOpenPath(Path, Open, Disposition, &Result->Information);
-    KiReleaseMutex(&IopFileLock);
+    Status = IopAttributesPath(Attributes, Open->Path);
     if (NT_SUCCESS(Status))
-        return ObInsertObject(Open, Handle);
-    ObfDereferenceObject(Open);
-    return Status;
+        Status = IopOpenPath(Open, Disposition, &Result->Information);
+    Result->Status = Status;
+    if (!NT_SUCCESS(Status)) {
+        ObfDereferenceObject(Open);
+        return Status;
+    }
+    Open->DeletePending = (Options & OPTION_DELETE_ON_CLOSE) != 0;
+    return ObInsertObject(Open, Handle);
 }
 
 NTSYSAPI NTSTATUS ZwOpenFile(PHANDLE Handle, ULONG Access, POBJECT_ATTRIBUTES Attributes,
@@ -204,71 +115,79 @@ NTSYSAPI NTSTATUS ZwOpenFile(PHANDLE Handle, ULONG Access, POBJECT_ATTRIBUTES At
 }
 
 /* -- read and write --------------------------------------------------------------------------- */
+static NTSTATUS IopStart(HANDLE Handle, HANDLE Event, PVOID Apc, POPEN_FILE *Open) {
+    NTSTATUS Status = Event ? STATUS_INVALID_HANDLE : Apc ? STATUS_NOT_SUPPORTED : STATUS_SUCCESS;
+    if (NT_SUCCESS(Status))
+        Status = IopReferenceFile(Handle, Open);
+    if (NT_SUCCESS(Status))
+        KiAcquireMutex(&(*Open)->Lock);
+    return Status;
+}
+
 static NTSTATUS IopFinish(POPEN_FILE Open, PIO_STATUS_BLOCK Result, NTSTATUS Status, ULONG Bytes) {
-    KiReleaseMutex(&IopFileLock);
+    KiReleaseMutex(&Open->Lock);
     ObfDereferenceObject(Open);
     Result->Status = Status;
     Result->Information = Bytes;
     return Status;
 }
 
-/* Makes the file at least `Size` long; what it grows by reads as zeros. */
-static NTSTATUS IopExtend(PFAT_FILE File, ULONG64 Size) {
-    static const UCHAR Zeros[4096];
-    NTSTATUS Status = Size > 0xFFFFFFFF ? STATUS_DISK_FULL : STATUS_SUCCESS; /* FAT's limit */
-    while (NT_SUCCESS(Status) && File->Size < Size) {
-        ULONG Count, Piece = (ULONG)MIN(Size - File->Size, sizeof(Zeros));
-        Status = FatWrite(File, File->Size, Zeros, Piece, &Count);
-    }
-    return Status;
+/* The file as it is now: another handle may have changed it. */
+static NTSTATUS IopRefresh(POPEN_FILE Open) {
+    ULONG Count;
+    return Open->Directory ? STATUS_SUCCESS : FatWrite(&Open->File, 0, NULL, 0, &Count);
 }
 
 /* Starts at the offset given; -1 is the end of file (writing), -2 or none at all the current
  * position, which only handles opened for synchronous use have. */
-static NTSTATUS IopTransfer(HANDLE Handle, PVOID Apc, PIO_STATUS_BLOCK Result, PVOID Buffer,
-                            ULONG Length, PLARGE_INTEGER Offset, BOOLEAN Write) {
-    POPEN_FILE Open;
+static NTSTATUS IopTransfer(POPEN_FILE Open, PVOID Buffer, ULONG Length, PLARGE_INTEGER Offset,
+                            BOOLEAN Write, PULONG Count) {
     LONG64 At = Offset ? Offset->QuadPart : -2;
-    ULONG Count = 0;
-    NTSTATUS Status = Apc ? STATUS_NOT_SUPPORTED : IopReferenceFile(Handle, &Open);
-    if (!NT_SUCCESS(Status))
-        return Status;
-    PFAT_FILE File = &Open->Fcb->File;
-    KiAcquireMutex(&IopFileLock);
+    NTSTATUS Status = IopRefresh(Open);
     if (Write && (At == -1 || (Open->Access & ANY_WRITE) == FILE_APPEND_DATA))
-        At = File->Size;
+        At = Open->File.Size;
     else if (At == -2 && Open->Options & OPTION_SYNCHRONOUS)
         At = (LONG64)Open->Position;
-    if (Open->Fcb->Directory)
-        Status = STATUS_INVALID_DEVICE_REQUEST;
-    else if (At < 0)
-        Status = STATUS_INVALID_PARAMETER;
-    else if (Length && Write)
-        Status = IopExtend(File, (ULONG64)At + Length > 0xFFFFFFFF ? ~0ULL : (ULONG64)At);
-    else if (Length && (ULONG64)At >= File->Size)
-        Status = STATUS_END_OF_FILE;
-    if (NT_SUCCESS(Status) && Length)
-        Status = Write ? FatWrite(File, (ULONG)At, Buffer, Length, &Count)
-                       : FatRead(File, (ULONG)At, Buffer, Length, &Count);
-    if (NT_SUCCESS(Status))
-        Open->Position = (ULONG64)At + Count;
-    return IopFinish(Open, Result, Status, Count);
+    if (Open->Directory)
+        return STATUS_INVALID_DEVICE_REQUEST;
+    if (At < 0)
+        return STATUS_INVALID_PARAMETER;
+    if (!NT_SUCCESS(Status) || !Length)
+        return Status;
+    if (!Write && At >= Open->File.Size)
+        return STATUS_END_OF_FILE;
+    if (At + Length > 0xFFFFFFFF) /* FAT's largest file */
+        return STATUS_DISK_FULL;
+    Status = Write ? FatWrite(&Open->File, (ULONG)At, Buffer, Length, Count)
+                   : FatRead(&Open->File, (ULONG)At, Buffer, Length, Count);
+    Open->Position = (ULONG64)At + *Count;
+    return Status;
 }
 
 NTSYSAPI NTSTATUS ZwReadFile(HANDLE Handle, HANDLE Event, PVOID Apc, PVOID ApcContext,
                              PIO_STATUS_BLOCK Result, PVOID Buffer, ULONG Length,
                              PLARGE_INTEGER Offset, PULONG Key) {
+    POPEN_FILE Open;
+    ULONG Count = 0;
     UNREFERENCED(ApcContext), UNREFERENCED(Key);
-    return Event ? STATUS_INVALID_HANDLE
-                 : IopTransfer(Handle, Apc, Result, Buffer, Length, Offset, FALSE);
+    NTSTATUS Status = IopStart(Handle, Event, Apc, &Open);
+    if (!NT_SUCCESS(Status))
+        return Status;
+    Status = IopTransfer(Open, Buffer, Length, Offset, FALSE, &Count);
+    return IopFinish(Open, Result, Status, Count);
 }
 
 NTSYSAPI NTSTATUS ZwWriteFile(HANDLE Handle, HANDLE Event, PVOID Apc, PVOID ApcContext,
                               PIO_STATUS_BLOCK Result, PVOID Buffer, ULONG Length,
                               PLARGE_INTEGER Offset, PULONG Key) {
+    POPEN_FILE Open;
+    ULONG Count = 0;
     UNREFERENCED(ApcContext), UNREFERENCED(Key);
-    return Event ? STATUS_INVALID_HANDLE
-                 : IopTransfer(Handle, Apc, Result, Buffer, Length, Offset, TRUE);
+    NTSTATUS Status = IopStart(Handle, Event, Apc, &Open);
+    if (!NT_SUCCESS(Status))
+        return Status;
+    Status = IopTransfer(Open, Buffer, Length, Offset, TRUE, &Count);
+    return IopFinish(Open, Result, Status, Count);
 }
 
 /* -- information ------------------------------------------------------------------------------ */
@@ -293,13 +212,13 @@ static FILE_NETWORK_OPEN_INFORMATION IopDescribe(const FAT_FILE *File) {
 NTSYSAPI NTSTATUS ZwQueryInformationFile(HANDLE Handle, PIO_STATUS_BLOCK Result, PVOID Buffer,
                                          ULONG Length, FILE_INFORMATION_CLASS Class) {
     POPEN_FILE Open;
-    NTSTATUS Status = IopReferenceFile(Handle, &Open);
+    NTSTATUS Status = IopStart(Handle, NULL, NULL, &Open);
     if (!NT_SUCCESS(Status))
         return Status;
-    KiAcquireMutex(&IopFileLock);
-    FILE_NETWORK_OPEN_INFORMATION Details = IopDescribe(&Open->Fcb->File);
+    Status = IopRefresh(Open);
+    FILE_NETWORK_OPEN_INFORMATION Details = IopDescribe(&Open->File);
     FILE_STANDARD_INFORMATION Standard = {Details.AllocationSize, Details.EndOfFile, 1,
-                                          Open->Fcb->DeletePending, Open->Fcb->Directory};
+                                          Open->DeletePending, Open->Directory};
     const void *Source = &Details;
     ULONG Size = sizeof(Details);
     if (Class == FileBasicInformation) {
@@ -321,40 +240,46 @@ NTSYSAPI NTSTATUS ZwQueryInformationFile(HANDLE Handle, PIO_STATUS_BLOCK Result,
     return IopFinish(Open, Result, Status, NT_SUCCESS(Status) ? Size : 0);
 }
 
-static NTSTATUS IopSetDeletePending(PFCB Fcb, BOOLEAN Delete) {
+static NTSTATUS IopSetDeletePending(POPEN_FILE Open, BOOLEAN Delete) {
     FAT_FILE Entry;
     ULONG Cursor = 0;
-    if (Delete && (Fcb->File.Attributes & ATTRIBUTE_READONLY || !*Fcb->Path))
+    if (Delete && (Open->File.Attributes & ATTRIBUTE_READONLY || !*Open->Path))
         return STATUS_CANNOT_DELETE;
-    while (Delete && Fcb->Directory && NT_SUCCESS(FatReadDirectory(&Fcb->File, &Cursor, &Entry)))
-        if (strcmp(Entry.Name, ".") != 0 && strcmp(Entry.Name, "..") != 0)
-            return STATUS_DIRECTORY_NOT_EMPTY;
-    Fcb->DeletePending = Delete;
+    if (Delete && Open->Directory && NT_SUCCESS(FatReadDirectory(&Open->File, &Cursor, &Entry)))
+        return STATUS_DIRECTORY_NOT_EMPTY;
+    Open->DeletePending = Delete;
     return STATUS_SUCCESS;
+}
+
+static NTSTATUS IopSetEndOfFile(POPEN_FILE Open, ULONG64 Size) {
+    static const UCHAR Zero;
+    ULONG Count;
+    NTSTATUS Status = IopRefresh(Open);
+    if (!NT_SUCCESS(Status) || Size > 0xFFFFFFFF)
+        return NT_SUCCESS(Status) ? STATUS_DISK_FULL : Status;
+    if (Size > Open->File.Size) /* what the file grows by reads as zeros */
+        return FatWrite(&Open->File, (ULONG)Size - 1, &Zero, 1, &Count);
+    return FatSetSize(&Open->File, (ULONG)Size);
 }
 
 NTSYSAPI NTSTATUS ZwSetInformationFile(HANDLE Handle, PIO_STATUS_BLOCK Result, PVOID Buffer,
                                        ULONG Length, FILE_INFORMATION_CLASS Class) {
     POPEN_FILE Open;
-    NTSTATUS Status = IopReferenceFile(Handle, &Open);
+    NTSTATUS Status = IopStart(Handle, NULL, NULL, &Open);
     if (!NT_SUCCESS(Status))
         return Status;
-    PFAT_FILE File = &Open->Fcb->File;
-    KiAcquireMutex(&IopFileLock);
     if (Length < (Class == FileDispositionInformation ? sizeof(BOOLEAN) : sizeof(LONG64)))
         Status = STATUS_INFO_LENGTH_MISMATCH;
     else if (Class == FileDispositionInformation)
-        Status = IopSetDeletePending(Open->Fcb, *(PUCHAR)Buffer);
+        Status = IopSetDeletePending(Open, *(PUCHAR)Buffer);
     else if (Class != FilePositionInformation && Class != FileEndOfFileInformation)
         Status = STATUS_INVALID_INFO_CLASS;
-    else if (*(PLONG64)Buffer < 0 || Open->Fcb->Directory)
+    else if (*(PLONG64)Buffer < 0 || Open->Directory)
         Status = STATUS_INVALID_PARAMETER;
     else if (Class == FilePositionInformation)
         Open->Position = *(PULONG64)Buffer;
-    else if (*(PULONG64)Buffer < File->Size)
-        Status = FatSetSize(File, *(PULONG)Buffer);
     else
-        Status = IopExtend(File, *(PULONG64)Buffer);
+        Status = IopSetEndOfFile(Open, *(PULONG64)Buffer);
     return IopFinish(Open, Result, Status, 0);
 }
 
@@ -404,7 +329,7 @@ static NTSTATUS IopListDirectory(POPEN_FILE Open, PUCHAR Buffer, ULONG Length,
     FAT_FILE Entry;
     for (ULONG Last = 0, Next = 0;; Next = (*Used + 7) & ~7U) {
         ULONG Cursor = Open->Cursor;
-        NTSTATUS Status = FatReadDirectory(&Open->Fcb->File, &Open->Cursor, &Entry);
+        NTSTATUS Status = FatReadDirectory(&Open->File, &Open->Cursor, &Entry);
         if (!NT_SUCCESS(Status) && *Used)
             return STATUS_SUCCESS;
         if (!NT_SUCCESS(Status))
@@ -434,20 +359,17 @@ NTSYSAPI NTSTATUS ZwQueryDirectoryFile(HANDLE Handle, HANDLE Event, PVOID Apc, P
     POPEN_FILE Open;
     ULONG Used = 0;
     UNREFERENCED(ApcContext);
-    NTSTATUS Status = Apc     ? STATUS_NOT_SUPPORTED
-                      : Event ? STATUS_INVALID_HANDLE
-                              : IopReferenceFile(Handle, &Open);
+    NTSTATUS Status = IopStart(Handle, Event, Apc, &Open);
     if (!NT_SUCCESS(Status))
         return Status;
-    KiAcquireMutex(&IopFileLock);
     if (!*Open->Pattern) { /* that of the first call stays */
         RtlCopyText(Open->Pattern, sizeof(Open->Pattern), "*");
         if (Pattern && Pattern->Length)
-            Status = IopNarrowName(Pattern, Open->Pattern, sizeof(Open->Pattern));
+            RtlUnicodeToText(Pattern, Open->Pattern, sizeof(Open->Pattern));
     }
     if (Restart)
         Open->Cursor = 0;
-    if (!Open->Fcb->Directory)
+    if (!Open->Directory)
         Status = STATUS_INVALID_PARAMETER;
     else if (!IopNameOffset(Class))
         Status = STATUS_INVALID_INFO_CLASS;
