@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
 from images.contract import CATALOG, Contract, load_contract
+from tests.support.crashes import Crash, crash_once
 from tests.support.libvirt import Domain, Libvirt
+from tests.support.sensor import KINDS
 
-MachineFactory = Callable[[Path], Domain]
+CrashFactory = Callable[[str, str], Crash]
+
+
+class MachineFactory(Protocol):
+    """Makes a machine, still off, over a disk image."""
+
+    def __call__(self, image: Path, *, hold_restarts: bool = False) -> Domain: ...
+
+
 _domains = pytest.StashKey[list[Domain]]()
 
 
@@ -33,14 +44,33 @@ def domain_of(libvirt: Libvirt, request: pytest.FixtureRequest) -> Iterator[Mach
     """Makes a machine (still off) over a disk image; its power is cut after the test."""
     made = request.node.stash.setdefault(_domains, [])
 
-    def make(image: Path) -> Domain:
-        domain = Domain(libvirt, image)
+    def make(image: Path, *, hold_restarts: bool = False) -> Domain:
+        domain = Domain(libvirt, image, hold_restarts=hold_restarts)
         made.append(domain)
         return domain
 
     yield make
     for domain in made:
         domain.close()
+
+
+@pytest.fixture(scope="session")
+def crash_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for crashes that all processes of this test run share."""
+    folder = tmp_path_factory.getbasetemp()
+    return (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "crashes"
+
+
+@pytest.fixture
+def crash_of(
+    crash_cache: Path, domain_of: MachineFactory, libvirt: Libvirt, contract: Contract
+) -> CrashFactory:
+    """The crash of a kind in a variant of the sensor; made by the first test that asks for it."""
+
+    def crash(kind: str, variant: str) -> Crash:
+        return crash_once(crash_cache, KINDS[kind], variant, domain_of, libvirt, contract)
+
+    return crash
 
 
 @pytest.hookimpl(wrapper=True)

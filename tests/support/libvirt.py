@@ -277,7 +277,7 @@ class Domain:
         try:
             self.virsh("destroy")
         except VirshError as error:
-            if "failed to get domain" not in error.message:
+            if not _is_gone(error):
                 raise
 
     def reset(self) -> None:
@@ -289,7 +289,7 @@ class Domain:
         try:
             return self.virsh("domstate", "--reason").strip()
         except VirshError as error:
-            if "failed to get domain" in error.message:
+            if _is_gone(error):
                 return "off"
             raise
 
@@ -337,8 +337,12 @@ class Domain:
         """This machine's events as `virsh event` prints them, oldest first."""
         return [line for line in self.libvirt.events() if f"'{self.name}'" in line]
 
-    def reset_count(self) -> int:
-        """How often the machine was reset, by itself or from outside."""
+    def reset_events(self) -> int:
+        """How many resets were seen, by itself or from outside.
+
+        The firmware (SeaBIOS) answers each with one or two of its own before it boots: whether the
+        number grows says something, by how much does not.
+        """
         return sum("event 'reboot'" in line for line in self.events())
 
     def crash_count(self) -> int:
@@ -346,12 +350,12 @@ class Domain:
         return sum("Crashed Crashloaded" in line for line in self.events())
 
     def wait_for_crash(self, deadline: float, count: int = 1) -> None:
-        """Waits for the `count`-th bug check since power-on; `deadline` in seconds."""
+        """Waits for this machine's `count`-th bug check; `deadline` in seconds."""
         wait_for(f"bug check {count}", lambda: self.crash_count() >= count, deadline)
 
-    def wait_for_restart(self, deadline: float, count: int = 1) -> None:
-        """Waits for the `count`-th reset since power-on; `deadline` in seconds."""
-        wait_for(f"restart {count}", lambda: self.reset_count() >= count, deadline)
+    def wait_for_restart(self, deadline: float, after: int = 0) -> None:
+        """Waits for a reset beyond the first `after` events; `deadline` in seconds."""
+        wait_for("a restart", lambda: self.reset_events() > after, deadline)
 
     def wait_for_power_off(self, deadline: float) -> None:
         """Waits until the machine is off; `deadline` in seconds."""
@@ -483,6 +487,11 @@ class Domain:
                 assert written["count"] == len(part)
         finally:
             self.agent("guest-file-close", handle=handle)
+
+
+def _is_gone(error: VirshError) -> bool:
+    """Whether the domain was not there: when the command began, or any more when it was done."""
+    return "failed to get domain" in error.message or "Domain not found" in error.message
 
 
 def _text(file: Path) -> str:

@@ -16,6 +16,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,7 @@ class NtError(Exception):
 class FatFile(ctypes.Structure):
     """FAT_FILE of ki.h."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         ("first_cluster", ctypes.c_uint32),
         ("size", ctypes.c_uint32),
         ("directory_cluster", ctypes.c_uint32),
@@ -70,7 +71,7 @@ class FatFile(ctypes.Structure):
 class Extent(ctypes.Structure):
     """FAT_EXTENT of ki.h."""
 
-    _fields_ = [("lba", ctypes.c_uint64), ("sectors", ctypes.c_uint32)]  # noqa: RUF012
+    _fields_ = [("lba", ctypes.c_uint64), ("sectors", ctypes.c_uint32)]
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +80,9 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     command = ["clang-14", "-std=gnu17", "-O1", "-g", "-Wall", "-Wextra", "-Werror"]
     command += ["-Wno-multichar", "-ffreestanding", "-fPIC", "-shared", "-nostdlib", "-fuse-ld=lld"]
     command += ["-fsanitize=undefined", "-fsanitize-trap=undefined", f"-I{KERNEL / 'include'}"]
-    subprocess.run([*command, str(HARNESS), str(KERNEL / "io/fat32.c"), "-o", str(target)], check=True)
+    command += ["-fdeclspec", "-Wno-ignored-attributes"]
+    sources = [HARNESS, *(KERNEL / name for name in ("io/fat32.c", "rtl/text.c"))]
+    subprocess.run([*command, *map(str, sources), "-o", str(target)], check=True)
     return ctypes.CDLL(str(target))
 
 
@@ -113,12 +116,8 @@ class Volume:
         self._library.HarnessSetTime(ctypes.c_int64(seconds * 10_000_000))
 
     def cut_power(self, sectors: int) -> None:
-        """Drop all sector writes after the next `sectors`."""
-        self._library.HarnessCutPower(ctypes.c_uint64(sectors))
-
-    def fail_writes(self, sectors: int) -> None:
         """Refuse all sector writes after the next `sectors`."""
-        self._library.HarnessFailWrites(ctypes.c_uint64(sectors))
+        self._library.HarnessCutPower(ctypes.c_uint64(sectors))
 
     @property
     def written(self) -> int:
@@ -176,7 +175,7 @@ class Volume:
 
     def names(self, path: str) -> list[str]:
         directory, entry, cursor = self.open(path), FatFile(), ctypes.c_uint32(0)
-        found = []
+        found: list[str] = []
         while True:
             try:
                 arguments = (ctypes.byref(item) for item in (directory, cursor, entry))
@@ -225,7 +224,9 @@ def mtools_tree(path: Path, target: Path) -> dict[str, bytes | None]:
     command = ["mcopy", "-s", "-n", "-i", str(path), "::/", str(target)]
     subprocess.run(command, check=True, capture_output=True, env=ENVIRONMENT)
     return {
-        str(item.relative_to(target)).replace("/", "\\"): None if item.is_dir() else item.read_bytes()
+        str(item.relative_to(target)).replace("/", "\\"): None
+        if item.is_dir()
+        else item.read_bytes()
         for item in target.rglob("*")
     }
 
@@ -276,7 +277,9 @@ class Worker:
     def new_path(self, parent: str | None = None) -> str:
         """A path that is not taken, in upper, lower and mixed case, short and long."""
         if parent is None:
-            folders = [path for path, data in self.tree.items() if data is None and path.count("\\") < 3]
+            folders = [
+                path for path, data in self.tree.items() if data is None and path.count("\\") < 3
+            ]
             parent = self.random.choice(["", *folders])
         while True:
             number = self.random.randrange(1000)
@@ -310,7 +313,9 @@ class Worker:
         return path, data
 
     def bytes(self, limit: int) -> bytes:
-        return self.random.randbytes(self.random.choice([0, 1, 511, 512, 513, self.random.randrange(limit)]))
+        return self.random.randbytes(
+            self.random.choice([0, 1, 511, 512, 513, self.random.randrange(limit)])
+        )
 
     def create(self) -> None:
         path = self.new_path()
@@ -350,7 +355,9 @@ class Worker:
     def rename(self) -> None:
         path = self.random.choice([*self.tree, self.some_file()[0]])
         parent, _, name = path.rpartition("\\")
-        new = self.random.choice([self.new_path(parent), path[: len(path) - len(name)] + name.swapcase()])
+        new = self.random.choice(
+            [self.new_path(parent), path[: len(path) - len(name)] + name.swapcase()]
+        )
         self.volume.rename(self.volume.open(path), new.rpartition("\\")[2])
         for old in [old for old in self.tree if old == path or old.startswith(path + "\\")]:
             self.tree[new + old[len(path) :]] = self.tree.pop(old)
@@ -383,7 +390,9 @@ def test_random_work_reads_back_by_mtools_and_passes_fsck(
             volume.attach()  # what was cached is forgotten
 
 
-def test_what_mtools_made_can_be_read_renamed_and_deleted(library: ctypes.CDLL, tmp_path: Path) -> None:
+def test_what_mtools_made_can_be_read_renamed_and_deleted(
+    library: ctypes.CDLL, tmp_path: Path
+) -> None:
     path, source = tmp_path / "volume", tmp_path / "source"
     make_volume(path)
     wanted: dict[str, bytes | None] = {"Some Folder": None}
@@ -413,7 +422,14 @@ def test_short_names_follow_windows(library: ctypes.CDLL, tmp_path: Path) -> Non
     """Aliases as Windows NT makes them; ntoskrnl.exe needs no long name, Config no tail."""
     path = tmp_path / "volume"
     make_volume(path)
-    names = ["ntoskrnl.exe", "Config", "MEMORY.DMP", "a b.sys", "C-00000291-1.sys", "C-00000291-2.sys"]
+    names = [
+        "ntoskrnl.exe",
+        "Config",
+        "MEMORY.DMP",
+        "a b.sys",
+        "C-00000291-1.sys",
+        "C-00000291-2.sys",
+    ]
     with mounted(library, path) as volume:
         for name in names:
             volume.create(name)
@@ -421,7 +437,11 @@ def test_short_names_follow_windows(library: ctypes.CDLL, tmp_path: Path) -> Non
             volume.open(alias)
         assert volume.names("") == names
     listing = subprocess.run(
-        ["mdir", "-i", str(path), "::/"], check=True, capture_output=True, text=True, env=ENVIRONMENT
+        ["mdir", "-i", str(path), "::/"],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
     ).stdout
     assert re.search(r"^ntoskrnl exe +0 2024-07-19 +4:09 *$", listing, re.MULTILINE)
     assert re.search(r"^C-0000~2 SYS .* C-00000291-2\.sys *$", listing, re.MULTILINE)
@@ -433,7 +453,7 @@ def test_errors_are_the_ones_windows_gives(library: ctypes.CDLL, tmp_path: Path)
     with mounted(library, path) as volume:
         volume.create("Windows", directory=True)
         file = volume.create(r"Windows\a.txt")
-        for status, action in {
+        failing: dict[int, Callable[[], object]] = {
             STATUS_OBJECT_NAME_NOT_FOUND: lambda: volume.open(r"Windows\b.txt"),
             STATUS_OBJECT_PATH_NOT_FOUND: lambda: volume.open(r"Nowhere\b.txt"),
             STATUS_OBJECT_NAME_COLLISION: lambda: volume.create(r"windows\A.TXT"),
@@ -441,7 +461,8 @@ def test_errors_are_the_ones_windows_gives(library: ctypes.CDLL, tmp_path: Path)
             STATUS_FILE_IS_A_DIRECTORY: lambda: volume.write(volume.open("Windows"), 0, b"x"),
             STATUS_END_OF_FILE: lambda: volume.read(file, 0, 1),
             STATUS_DISK_FULL: lambda: volume.set_size(file, 41 * MIB),
-        }.items():
+        }
+        for status, action in failing.items():
             with nt_error(status):
                 action()
         assert file.size == 0
@@ -485,10 +506,11 @@ def test_extents_are_the_file_and_merged(library: ctypes.CDLL, tmp_path: Path) -
             volume.write(second, offset, b"other" * 4_000)
         extents = volume.extents(first)
         assert len(extents) > 5
-        assert all(a[0] + a[1] != b[0] for a, b in zip(extents, extents[1:], strict=False))
+        assert all(a[0] + a[1] != b[0] for a, b in pairwise(extents))
         assert sum(sectors for _, sectors in extents) == -(-len(data) // SECTOR)
         raw = b"".join(
-            volume.memory[(lba - PARTITION_LBA) * SECTOR :][: sectors * SECTOR] for lba, sectors in extents
+            volume.memory[start * SECTOR : (start + sectors) * SECTOR]
+            for start, sectors in ((lba - PARTITION_LBA, sectors) for lba, sectors in extents)
         )
         assert raw[: len(data)] == data
         with nt_error(STATUS_BUFFER_TOO_SMALL):
@@ -550,39 +572,28 @@ def test_a_power_cut_leaves_at_worst_lost_clusters(
         total = volume.written
     assert fsck(path) == []
     seen: set[str] = set()
+    reported = 0
     for kept in range(total):
         subprocess.run(["cp", "--sparse=always", str(base), str(path)], check=True)
         with mounted(library, path) as volume:
             volume.cut_power(kept)
-            small_work(volume)
+            try:
+                small_work(volume)
+            except NtError as error:
+                reported += error.status == STATUS_IO_DEVICE_ERROR
             volume.attach()
             assert volume.load("untouched") == b"must survive" * 100
             assert volume.load(r"Windows\bootstat.dat") in (b"1", b"2", b"3")
             names = volume.names("Windows")
-            assert ("keep.txt" in names) != ("A name that takes more slots than before.txt" in names)
+            assert ("keep.txt" in names) != (
+                "A name that takes more slots than before.txt" in names
+            )
             assert sum(name in ("pagefile.sys", "DUMP4f2a.tmp") for name in volume.names("")) >= 1
         for line in fsck(path):
             assert any(re.fullmatch(allowed, line) for allowed in LEFT_BY_A_POWER_CUT), (kept, line)
             seen.add(re.sub(r"\d+", "N", line))
     assert any("Reclaimed" in line for line in seen)
-    print(seen)
-
-
-def test_failing_writes_are_reported_and_do_no_more_harm(library: ctypes.CDLL, tmp_path: Path) -> None:
-    base, path = tmp_path / "base", tmp_path / "volume"
-    make_volume(base)
-    with mounted(library, base) as volume:
-        prepare_small_work(volume)
-    for kept in range(0, 200, 3):
-        subprocess.run(["cp", "--sparse=always", str(base), str(path)], check=True)
-        with mounted(library, path) as volume:
-            volume.fail_writes(kept)
-            with nt_error(STATUS_IO_DEVICE_ERROR):
-                small_work(volume)
-            volume.attach()
-            assert volume.load("untouched") == b"must survive" * 100
-        for line in fsck(path):
-            assert any(re.fullmatch(allowed, line) for allowed in LEFT_BY_A_POWER_CUT), (kept, line)
+    assert reported == total - 1  # all but the last: FSInfo is only a hint
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ from tests.unit.native.seh_programs import (
 
 FRAME_SIZE = 0x608  # of the trap stub: home space, EXCEPTION_RECORD, CONTEXT
 RECORD, CONTEXT = 0x20, 0x100
+EXCEPTION_NESTED_CALL = 0x10
 
 
 class Machine:
@@ -134,15 +135,16 @@ class Machine:
             return
         if probe.scope.is_finally:
             assert first & 0xFF == 1, "AbnormalTermination()"
-            code = 0
+            code, kind = 0, "finally"
         else:
             record, context = struct.unpack("<2Q", self.emulator.read(first, 16))
-            (code,) = struct.unpack("<I", self.emulator.read(record, 4))
+            code, flags = struct.unpack("<2I", self.emulator.read(record, 8))
+            kind = "nested filter" if flags & EXCEPTION_NESTED_CALL else "filter"
             fault, _ = self.faults[record - RECORD]
             assert context == record - RECORD + CONTEXT
             assert self.emulator.read(context, CONTEXT_SIZE) == fault.to_context()
             self.emulator.cpu.reg_write(x86.UC_X86_REG_RAX, action & 0xFFFFFFFF)
-        self.log.append((probe.kind, probe.scope.number, code))
+        self.log.append((kind, probe.scope.number, code))
         self._go(address + PROBE_SIZE)
 
     def _trap(self, action: Raise, address: int, resume: int, registers: Registers) -> None:

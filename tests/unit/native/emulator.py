@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pefile
 import symbolic
@@ -28,7 +29,7 @@ MASK = (1 << 64) - 1
 # In the order of CONTEXT and of unwind codes.
 REGISTERS = [
     getattr(x86, f"UC_X86_REG_{name}")
-    for name in "RAX RCX RDX RBX RSP RBP RSI RDI R8 R9 R10 R11 R12 R13 R14 R15".split()
+    for name in ["RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", "R8", "R9", "R10", "R11", "R12", "R13", "R14", "R15"]
 ]
 RSP = 4
 NONVOLATILE = (3, 5, 6, 7, 12, 13, 14, 15)
@@ -83,20 +84,50 @@ class Fault(Exception):
     """The emulated code touched memory that is not there, or could not be run."""
 
 
-class Emulator:
-    """One processor with the kernel image, a stack, a heap and a module list."""
+class Processor:
+    """A processor with a stack."""
 
-    def __init__(self, kernel: Image, names: dict[str, int]) -> None:
-        self.kernel = kernel
-        self.names = names
-        self.cpu = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
+    def __init__(self) -> None:
+        self.cpu: Any = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
         self.cpu.ctl_set_tlb_mode(unicorn.UC_TLB_VIRTUAL)  # all 64 bits of an address
         self.pages: set[int] = set()
+        self.map(STACK_BASE, STACK_SIZE)
+
+    def map(self, address: int, size: int) -> None:
+        """Map zeroed pages."""
+        self.cpu.mem_map(address, size)
+        self.pages |= set(range(address >> 12, (address + size) >> 12))
+
+    def read(self, address: int, size: int) -> bytes:
+        """Bytes of the emulated memory."""
+        return bytes(self.cpu.mem_read(address, size))
+
+    def write(self, address: int, data: bytes) -> None:
+        """Change the emulated memory."""
+        self.cpu.mem_write(address, data)
+
+    def registers(self) -> "Registers":
+        """All integer and XMM registers, and the instruction pointer."""
+        values = self.cpu.reg_read_batch([*REGISTERS, *XMM, x86.UC_X86_REG_RIP])
+        return Registers(list(values[:16]), list(values[16:32]), values[32])
+
+    def set_registers(self, registers: "Registers") -> None:
+        """Set all integer and XMM registers; not the instruction pointer."""
+        for register, value in zip(REGISTERS + XMM, registers.integer + registers.xmm, strict=True):
+            self.cpu.reg_write(register, value)
+
+
+class Emulator(Processor):
+    """A processor with the kernel image, a heap and a module list."""
+
+    def __init__(self, kernel: Image, names: dict[str, int]) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.names = names
         self.modules: list[tuple[Image, int]] = []
         self.debug_output = b""
         self._error: BaseException | None = None
         self._fault = ""
-        self.map(STACK_BASE, STACK_SIZE)
         self.map(HEAP_BASE, HEAP_SIZE)
         self.map(PCR_BASE, 2 * PAGE)
         self._heap = HEAP_BASE
@@ -112,11 +143,6 @@ class Emulator:
         self.answer(names["HalDebugPrint"], self._debug_print)
         self.answer(names["KeBugCheckEx"], self._bug_check)
         self.add_image(kernel)
-
-    def map(self, address: int, size: int) -> None:
-        """Map zeroed pages."""
-        self.cpu.mem_map(address, size)
-        self.pages |= set(range(address >> 12, (address + size) >> 12))
 
     def add_image(self, image: Image) -> None:
         """Map an image and put it on the module list."""
@@ -149,13 +175,12 @@ class Emulator:
 
     def watch(self, address: int, function: Callable[[], object]) -> None:
         """Call `function` each time execution reaches `address`."""
-
         self.watch_range(address, address + 1, lambda _address: function())
 
     def watch_range(self, begin: int, end: int, function: Callable[[int], object]) -> None:
         """Call `function` with the address of each instruction in a range."""
 
-        def hook(cpu: unicorn.Uc, address: int, _size: int, _data: object) -> None:
+        def hook(cpu: Any, address: int, _size: int, _data: object) -> None:
             try:
                 function(address)
             except BaseException as error:  # carried over the emulator's C frames
@@ -165,7 +190,7 @@ class Emulator:
         self.cpu.hook_add(unicorn.UC_HOOK_CODE, hook, begin=begin, end=end - 1)
 
     def _invalid(
-        self, cpu: unicorn.Uc, access: int, address: int, size: int, _value: int, _data: object
+        self, cpu: Any, access: int, address: int, size: int, _value: int, _data: object
     ) -> bool:
         rip = cpu.reg_read(x86.UC_X86_REG_RIP)
         self._fault = f"access {access} of {size} bytes at {address:#x}, rip {rip:#x}"
@@ -190,14 +215,6 @@ class Emulator:
             return int(self.cpu.reg_read(REGISTERS[(1, 2, 8, 9)[index]]))
         rsp = self.cpu.reg_read(x86.UC_X86_REG_RSP)
         return int(struct.unpack("<Q", self.read(rsp + 8 * (index + 1), 8))[0])
-
-    def read(self, address: int, size: int) -> bytes:
-        """Bytes of the emulated memory."""
-        return bytes(self.cpu.mem_read(address, size))
-
-    def write(self, address: int, data: bytes) -> None:
-        """Change the emulated memory."""
-        self.cpu.mem_write(address, data)
 
     def text(self, address: int) -> bytes:
         """The NUL-terminated string at `address`."""
@@ -250,16 +267,6 @@ class Emulator:
             raise self._error
         if (rip := self.cpu.reg_read(x86.UC_X86_REG_RIP)) != RETURN_ADDRESS:
             raise Fault(f"stopped at {rip:#x} after {limit} instructions")
-
-    def registers(self) -> "Registers":
-        """All integer and XMM registers, and the instruction pointer."""
-        values = self.cpu.reg_read_batch([*REGISTERS, *XMM, x86.UC_X86_REG_RIP])
-        return Registers(list(values[:16]), list(values[16:32]), values[32])
-
-    def set_registers(self, registers: "Registers") -> None:
-        """Set all integer and XMM registers; not the instruction pointer."""
-        for register, value in zip(REGISTERS + XMM, registers.integer + registers.xmm, strict=True):
-            self.cpu.reg_write(register, value)
 
 
 @dataclass
@@ -314,9 +321,7 @@ class Unwound:
     establisher_frame: int
 
 
-def virtual_unwind(
-    emulator: Emulator, registers: Registers, handler_type: int = 3
-) -> Unwound:
+def virtual_unwind(emulator: Emulator, registers: Registers, handler_type: int = 3) -> Unwound:
     """RtlLookupFunctionEntry and RtlVirtualUnwind for the frame in `registers`."""
     emulator.reset()
     results = emulator.allocate(0x30)

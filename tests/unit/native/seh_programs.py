@@ -9,6 +9,7 @@ import itertools
 import random
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from hypothesis import strategies as st
@@ -19,7 +20,7 @@ IMAGE_SIZE = 0x20000
 CODE, XDATA, PDATA = 0x1000, 0x14000, 0x1C000
 
 Event = tuple[str, int, int]
-"""What happened, the scope's number (or -1), an exception code, filter's answer or 0."""
+"""What ran, the scope's number (or -1), and the exception code (0 in a __finally)."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ class Model:
         self.log: list[Event] = []
         self._actions = Actions()
         self._active: list[tuple[Scope, object, int]] = []
+        self._running: list[object] = []  # filters' activations, None for a __finally
 
     def run(self, function: Function) -> None:
         """Run a function to its end. Raises Unhandled."""
@@ -144,6 +146,14 @@ class Model:
                 following = self._actions.next_block(target)
         del self._active[base:]
 
+    @contextmanager
+    def _within(self, activation: object) -> Iterator[None]:
+        self._running.append(activation)
+        try:
+            yield
+        finally:
+            self._running.pop()
+
     def _steps(self, kind: str, scope: Scope, code: int) -> int:
         while True:
             action = self._actions.next_action(scope)
@@ -154,23 +164,35 @@ class Model:
 
     def _raise(self, code: int) -> None:
         self.log.append(("raise", -1, code))
+        # Raised in a filter: nested, up to the frame whose filter it is. A __finally in between
+        # hides what was going on before its unwind.
+        filters = list(itertools.takewhile(bool, reversed(self._running)))
+        nested = min(
+            (at for at, (_, activation, _) in enumerate(self._active) if activation in filters),
+            default=len(self._active),
+        )
         for at in range(len(self._active) - 1, -1, -1):
             scope, activation, index = self._active[at]
             if scope.is_finally:
                 continue
-            answer = self._steps("filter", scope, code)
+            with self._within(activation):
+                answer = self._steps("nested filter" if at >= nested else "filter", scope, code)
             if answer < 0:
                 return
             if answer > 0:
-                while len(self._active) > at + 1:
-                    inner, _, _ = self._active.pop()
-                    if inner.is_finally:
-                        self._steps("finally", inner, 0)
-                        if inner.child:
-                            self.run(inner.child)
+                self._leave(at)
                 raise _Unwind(activation, index, code)
         self.log.append(("unhandled", -1, code))
         raise Unhandled
+
+    def _leave(self, target: int) -> None:
+        while len(self._active) > target + 1:
+            inner, _, _ = self._active.pop()
+            if inner.is_finally:
+                with self._within(None):
+                    self._steps("finally", inner, 0)
+                    if inner.child:
+                        self.run(inner.child)
 
 
 @dataclass(frozen=True)
@@ -294,7 +316,11 @@ def assemble(assembly: Assembly, function: Function, handler: int) -> int:
         far = shape.random() < 0.5
         code(9 if far else 8, 6, struct.pack("<I", 0x30) if far else struct.pack("<H", 3))
     prolog = assembly.code - start
-    assembly.saved[function.number] = [*pushes, *([moved] if moved else []), *([100] if xmm else [])]
+    assembly.saved[function.number] = [
+        *pushes,
+        *([moved] if moved else []),
+        *([100] if xmm else []),
+    ]
 
     begin = assembly.code
     assembly.probe(Probe("body", function))

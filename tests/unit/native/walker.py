@@ -16,14 +16,15 @@ from capstone import x86 as cs
 
 from tests.unit.native.emulator import (
     MASK,
+    PAGE,
     REGISTERS,
     RETURN_ADDRESS,
     RSP,
     STACK_BASE,
     STACK_SIZE,
-    Emulator,
     Fault,
     Image,
+    Processor,
     Registers,
 )
 
@@ -46,10 +47,12 @@ def unwind_codes(image: Image, unwind_data: int) -> list[tuple[int, int, int]]:
 
 
 class Walker:
-    """Walks the functions of one image in an emulator of its own."""
+    """Walks the functions of one image on a processor of its own."""
 
-    def __init__(self, emulator: Emulator, image: Image, seed: int) -> None:
-        self.emulator = emulator
+    def __init__(self, image: Image, seed: int) -> None:
+        self.processor = Processor()
+        self.processor.map(image.base, -(-len(image.memory) // PAGE) * PAGE)
+        self.processor.write(image.base, image.memory)
         self.image = image
         self.random = random.Random(seed)
         self.decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
@@ -71,28 +74,30 @@ class Walker:
         machine = next((info for _, operation, info in codes if operation == PUSH_MACHFRAME), None)
         rsp = STACK_BASE + STACK_SIZE - 0x2000 - 8 * self.random.randrange(8)
         registers = Registers.arbitrary(self.random, rsp, self.image.base + begin)
-        self.emulator.write(rsp - 0x4000, self.random.randbytes(0x5000))
+        self.processor.write(rsp - 0x4000, self.random.randbytes(0x5000))
         if machine is None:
             expected = Registers(list(registers.integer), list(registers.xmm), RETURN_ADDRESS)
             expected.integer[RSP] = rsp + 8
-            self.emulator.write(rsp, struct.pack("<Q", RETURN_ADDRESS))
+            self.processor.write(rsp, struct.pack("<Q", RETURN_ADDRESS))
         else:  # error code, rip, cs, eflags, rsp, ss
             expected = Registers(list(registers.integer), list(registers.xmm), RETURN_ADDRESS)
             expected.integer[RSP] = rsp + 0x800
             frame = struct.pack("<5Q", RETURN_ADDRESS, 0x10, 0x202, rsp + 0x800, 0x18)
-            self.emulator.write(rsp, b"\0" * (8 * machine) + frame)
-        self.emulator.set_registers(registers)
+            self.processor.write(rsp, b"\0" * (8 * machine) + frame)
+        self.processor.set_registers(registers)
         lowest, pc, previous = rsp, registers.rip, ""
         for _ in range(limit):
             if not self.image.base + begin <= pc < self.image.base + end:
                 return
-            current = self.emulator.registers()
+            current = self.processor.registers()
             current.rip = pc
-            if machine is not None and current.integer[RSP] > lowest:
-                return  # a trap's way out is not an epilogue, on Windows neither
+            instruction = self.decode(pc)
+            if machine is not None and (
+                current.integer[RSP] > lowest or self.leaves(instruction, begin, end)
+            ):
+                return  # a trap handler's way out is no epilogue: Windows cannot unwind it either
             lowest = min(lowest, current.integer[RSP])
             self.visits[pc] += 1
-            instruction = self.decode(pc)
             # Inline assembly that reads or sets the flags through the stack: unwind data cannot
             # describe the one instruction in between.
             if instruction.mnemonic != "popfq" and (previous, instruction.mnemonic) != (
@@ -105,6 +110,12 @@ class Walker:
             if following is None:
                 return
             pc = following
+
+    def leaves(self, instruction: capstone.CsInsn, begin: int, end: int) -> bool:
+        """Whether this jumps out of the function."""
+        return instruction.mnemonic == "jmp" and not (
+            self.image.base + begin <= instruction.operands[0].imm & MASK < self.image.base + end
+        )
 
     def step(self, instruction: capstone.CsInsn, begin: int, end: int) -> int | None:
         """Carry out one instruction as far as it matters here; the next address, or the end."""
@@ -128,8 +139,8 @@ class Walker:
                 key=lambda address: (self.visits[address], self.random.random()),
             )
         if name == "popfq":  # its effect on the stack only
-            self.emulator.cpu.reg_write(
-                REGISTERS[RSP], self.emulator.cpu.reg_read(REGISTERS[RSP]) + 8
+            self.processor.cpu.reg_write(
+                REGISTERS[RSP], self.processor.cpu.reg_read(REGISTERS[RSP]) + 8
             )
         elif self.is_harmless(instruction):
             self.execute(instruction)
@@ -137,12 +148,12 @@ class Walker:
 
     def is_harmless(self, instruction: capstone.CsInsn) -> bool:
         """Register to register, or within the frame."""
-        if instruction.group(cs.X86_GRP_PRIVILEGE) or instruction.mnemonic.startswith(
+        if instruction.group(cs.X86_GRP_PRIVILEGE) or (instruction.mnemonic.startswith(
             ("rep", "div", "idiv", "in", "out", "cli", "sti", "swapgs", "popf", "lods", "stos",
              "movs", "ldmxcsr", "fxrstor", "ltr", "lidt", "lgdt", "wr", "rd", "cpuid")
         ) and instruction.mnemonic not in ("inc",) and not instruction.mnemonic.startswith(
             ("movsx", "movsd")
-        ):  # fmt: skip
+        )):  # fmt: skip
             return False
         for operand in instruction.operands:
             if operand.type == cs.X86_OP_REG and operand.reg in (
@@ -155,7 +166,7 @@ class Walker:
             if operand.mem.base not in FRAME_REGISTERS or operand.mem.index:
                 return False
             base = REGISTER_INDEX[operand.mem.base]
-            address = self.emulator.registers().integer[base] + operand.mem.disp
+            address = self.processor.registers().integer[base] + operand.mem.disp
             if not STACK_BASE <= address < STACK_BASE + STACK_SIZE - 16:
                 return False
         return True
@@ -165,10 +176,12 @@ class Walker:
         if instruction.mnemonic == "sub" and instruction.operands[0].reg == cs.X86_REG_RSP:
             amount = instruction.operands[1]
             if amount.type == cs.X86_OP_REG:  # a variable allocation: of some moderate size
-                register = getattr(unicorn.x86_const, f"UC_X86_REG_{instruction.reg_name(amount.reg).upper()}")
-                self.emulator.cpu.reg_write(register, 0x40)
+                register = getattr(
+                    unicorn.x86_const, f"UC_X86_REG_{instruction.reg_name(amount.reg).upper()}"
+                )
+                self.processor.cpu.reg_write(register, 0x40)
         try:
-            self.emulator.cpu.emu_start(
+            self.processor.cpu.emu_start(
                 instruction.address, instruction.address + instruction.size, count=1
             )
         except unicorn.UcError as error:

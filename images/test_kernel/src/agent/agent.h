@@ -12,7 +12,7 @@ void VioSerialWrite(const void *Data, ULONG Length); /* waits until the host has
 extern ULONG VioSerialHangups; /* how often the host closed its end: what came before is void */
 
 /* -- output ------------------------------------------------------------------------------------ */
-/* A growing text; when memory runs out the text stays as it is and Size becomes 0. */
+/* A growing text, NUL-terminated once it has any; what no memory can be had for is left out. */
 BOOLEAN OutputReserve(POUTPUT Output, ULONG Bytes);
 void OutputAppend(POUTPUT Output, const void *Data, ULONG Length);
 

@@ -105,7 +105,6 @@ int DriverQueryMain(int Count, PCHAR *Arguments, POUTPUT Output, POUTPUT Errors)
          Entry = Entry->Flink) {
         DriverDescribe(CONTAINING_RECORD(Entry, KLDR_DATA_TABLE_ENTRY, InLoadOrderLinks), *Row);
         DriverPrint(Output, *Row, Style, Verbose);
-        if (Same(Style, "list")) OutputPrint(Output, "\n");
     }
     KiFree(Row);
     return 0;

@@ -26,7 +26,7 @@ static PCSTR JsonFail(PCSTR Error) {
 }
 
 static PCSTR JsonSpace(PCSTR At) {
-    while (*At == ' ' || (*At >= '\t' && *At <= '\r')) At++;
+    while (*At == ' ' || *At == '\t' || *At == '\n' || *At == '\r') At++;
     return At;
 }
 

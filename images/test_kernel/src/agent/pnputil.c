@@ -13,6 +13,7 @@ typedef CHAR INF_LINE[1 + FIELDS][FIELD];
 typedef struct _INF {
     PCHAR Text;
     ULONG Size;
+    BOOLEAN Literal;     /* reading [Strings]: no %names% in them */
     CHAR Directory[260]; /* of the INF, as a volume path */
 } INF, *PINF;
 
@@ -21,11 +22,13 @@ static BOOLEAN InfFind(PINF Inf, PCSTR Section, PCSTR Key, INF_LINE Line);
 /* %name%: a directory by its number (dirid), or a string of [Strings]. */
 static void InfSubstitute(PINF Inf, PCSTR Name, PCHAR Target, ULONG Size) {
     INF_LINE Line;
+    Inf->Literal = TRUE;
     PCSTR Value = Same(Name, "10")                      ? "C:\\Windows"
                   : Same(Name, "11")                    ? "C:\\Windows\\System32"
                   : Same(Name, "12")                    ? "C:\\Windows\\System32\\drivers"
                   : InfFind(Inf, "Strings", Name, Line) ? Line[1]
                                                         : "";
+    Inf->Literal = FALSE;
     RtlCopyText(Target, Size, Value);
 }
 
@@ -34,7 +37,7 @@ static void InfParse(PINF Inf, PCSTR At, PCSTR End, INF_LINE Line) {
     BOOLEAN Quoted = FALSE;
     memset(Line, 0, sizeof(INF_LINE));
     for (; At < End; At++) {
-        PCSTR Close = *At == '%' ? strchr(At + 1, '%') : NULL;
+        PCSTR Close = *At == '%' && !Inf->Literal ? strchr(At + 1, '%') : NULL;
         PCHAR Field = Line[Index];
         BOOLEAN Blank = *At == ' ' || *At == '\t' || *At == '\r';
         if (*At == '"') {
@@ -173,20 +176,14 @@ static NTSTATUS PnpAddService(PINF Inf, PCSTR Install, BOOLEAN *Reboot) {
     return Status;
 }
 
-/* Copies the INF to \Windows\INF under the next free name; one that is there keeps its name. */
+/* Copies the INF to \Windows\INF under the next free name. */
 static NTSTATUS PnpPublish(PINF Inf, PCHAR Path, ULONG PathSize) {
-    PVOID Old;
-    ULONG OldSize;
+    FAT_FILE File;
+    ULONG i = 0;
     NTSTATUS Status = PnpMakeDirectory("Windows\\INF");
-    for (ULONG i = 0; NT_SUCCESS(Status); i++) {
-        RtlFormat(Path, PathSize, "Windows\\INF\\oem%u.inf", i);
-        if (!NT_SUCCESS(FatLoadFile(Path, &Old, &OldSize)))
-            return FatStoreFile(Path, Inf->Text, Inf->Size);
-        BOOLEAN Known = OldSize == Inf->Size && memcmp(Old, Inf->Text, OldSize) == 0;
-        KiFree(Old);
-        if (Known) break;
-    }
-    return Status;
+    do RtlFormat(Path, PathSize, "Windows\\INF\\oem%u.inf", i++);
+    while (NT_SUCCESS(FatOpen(Path, &File)));
+    return NT_SUCCESS(Status) ? FatStoreFile(Path, Inf->Text, Inf->Size) : Status;
 }
 
 int PnpUtilMain(int Count, PCHAR *Arguments, POUTPUT Output, POUTPUT Errors) {

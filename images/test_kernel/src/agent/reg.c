@@ -104,6 +104,8 @@ static void RegPrintValue(POUTPUT Output, const CM_VALUE *Value) {
 /* One key's values and the names of its subkeys, or with /s those keys in full. */
 static void RegQueryKey(POUTPUT Output, PCM_KEY Key, PCSTR Name, BOOLEAN Recursive, ULONG *Found) {
     ULONG Before = *Found;
+    if (Recursive && Name == NULL && IsListEmpty(&Key->Values))
+        OutputPrint(Output, "\n%s\n", Key->Path);
     for (PLIST_ENTRY Link = Key->Values.Flink; Link != &Key->Values; Link = Link->Flink) {
         PCM_VALUE Value = CONTAINING_RECORD(Link, CM_VALUE, Link);
         if (Name != NULL && !Same(Name, Value->Name)) continue;

@@ -4,27 +4,11 @@
 
 enum { VENDOR = 0x1AF4, CONSOLE_DEVICE = 0x1003, FEATURE_MULTIPORT = 2 };
 /* registers in I/O space */
-enum {
-    HOST_FEATURES = 0,
-    GUEST_FEATURES = 4,
-    QUEUE_PAGE = 8,
-    QUEUE_SIZE = 12,
-    QUEUE_SELECT = 14,
-    QUEUE_NOTIFY = 16,
-    DEVICE_STATUS = 18
-};
+enum { HOST_FEATURES = 0, GUEST_FEATURES = 4, QUEUE_PAGE = 8, QUEUE_SIZE = 12 };
+enum { QUEUE_SELECT = 14, QUEUE_NOTIFY = 16, DEVICE_STATUS = 18 };
 enum { STATUS_ACKNOWLEDGE = 1, STATUS_DRIVER = 2, STATUS_DRIVER_OK = 4 };
 enum { DESCRIPTOR_DEVICE_WRITES = 2, RING_NO_INTERRUPT = 1 };
-enum {
-    PORT_DEVICE_READY,
-    PORT_ADD,
-    PORT_REMOVE,
-    PORT_READY,
-    PORT_CONSOLE,
-    PORT_RESIZE,
-    PORT_OPEN,
-    PORT_NAME
-};
+enum { PORT_DEVICE_READY = 0, PORT_ADD = 1, PORT_READY = 3, PORT_OPEN = 6, PORT_NAME = 7 };
 enum { CONTROL_RECEIVE = 2, CONTROL_SEND = 3 };
 enum { RECEIVE_BUFFER = 4096, RECEIVE_BUFFERS = 32, SEND_BUFFER = 65536, CONTROL_BUFFER = 128 };
 
@@ -105,12 +89,8 @@ static void VioSendBuffer(PVIRTQUEUE Queue, const void *Data, ULONG Length) {
     memcpy(Queue->Buffers, Data, Length);
     VioPost(Queue, 0, Length);
     VioNotify(Queue);
-    for (ULONG Tries = 0; Queue->Used->Index == Queue->Seen; Tries++) {
-        if (Tries < 50)
-            KiStallMicroseconds(20);
-        else
-            KiSleep(1);
-    }
+    for (ULONG Tries = 0; Queue->Used->Index == Queue->Seen; Tries++)
+        Tries < 50 ? KiStallMicroseconds(20) : KiSleep(1);
     Queue->Seen++;
 }
 
@@ -124,8 +104,8 @@ static void VioHandleControl(const PORT_CONTROL *Message, ULONG Length) {
     if (Message->Event == PORT_ADD) {
         VioSendControl(Message->Port, PORT_READY, 1);
     } else if (Message->Event == PORT_NAME && VioPortNumber == 0xFFFFFFFF &&
-               Length - sizeof(*Message) >= strlen(VioPortName) &&
-               memcmp(Name, VioPortName, strlen(VioPortName)) == 0) {
+               Length > sizeof(*Message) &&
+               strncmp(Name, VioPortName, Length - sizeof(*Message)) == 0) {
         USHORT First = Message->Port == 0 ? 0 : (USHORT)(2 + 2 * Message->Port);
         if (VioSetUpQueue(&VioReceive, First, RECEIVE_BUFFER, RECEIVE_BUFFERS) &&
             VioSetUpQueue(&VioSend, First + 1, SEND_BUFFER, 1)) {
@@ -171,9 +151,8 @@ BOOLEAN VioSerialStart(PCSTR PortName) {
 }
 
 ULONG VioSerialRead(PUCHAR *Data) {
-    /* Taken before the control messages: bytes seen here are never older news than a hang-up that
-     * is still unread, so that a new client's first command is not thrown away with the old one's.
-     */
+    /* Taken before the control messages: bytes seen here are then never newer than a hang-up that
+     * is still unread, which would throw away the next client's request. */
     USHORT Arrived = VioPortNumber == 0xFFFFFFFF ? 0 : VioReceive.Used->Index;
     VioPollControl();
     if (VioReceive.Seen == Arrived) return 0;

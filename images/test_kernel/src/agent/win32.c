@@ -8,16 +8,15 @@ static const struct {
 } Win32Codes[] = {{STATUS_SUCCESS, 0}, {STATUS_NOT_IMPLEMENTED, 1}, {STATUS(0xC0000010), 1},
     {STATUS_OBJECT_NAME_NOT_FOUND, 2}, {STATUS_NO_SUCH_FILE, 2}, {STATUS_NO_SUCH_DEVICE, 2},
     {STATUS_OBJECT_PATH_NOT_FOUND, 3}, {STATUS_ACCESS_DENIED, 5}, {STATUS_FILE_IS_A_DIRECTORY, 5},
-    {STATUS(0xC0000056), 5}, {STATUS_INVALID_HANDLE, 6}, {STATUS_OBJECT_TYPE_MISMATCH, 6},
-    {STATUS_NO_MEMORY, 8}, {STATUS_UNSUCCESSFUL, 31}, {STATUS_SHARING_VIOLATION, 32},
-    {STATUS_END_OF_FILE, 38}, {STATUS_NOT_SUPPORTED, 50}, {STATUS_INVALID_PARAMETER, 87},
-    {STATUS_DISK_FULL, 112}, {STATUS_OBJECT_NAME_INVALID, 123}, {STATUS_ENTRYPOINT_NOT_FOUND, 127},
-    {STATUS(0xC0000263), 127}, {STATUS_DIRECTORY_NOT_EMPTY, 145}, {STATUS_ORDINAL_NOT_FOUND, 182},
-    {STATUS_OBJECT_NAME_COLLISION, 183}, {STATUS_INVALID_IMAGE_FORMAT, 193},
-    {STATUS_IMAGE_CHECKSUM_MISMATCH, 193}, {STATUS_INVALID_IMAGE_WIN_32, 193},
-    {STATUS_IMAGE_MACHINE_TYPE_MISMATCH_EXE, 216}, {STATUS_NOT_A_DIRECTORY, 267},
-    {STATUS(0xC0000428), 577}, {STATUS_ACCESS_VIOLATION, 998}, {STATUS_IMAGE_ALREADY_LOADED, 1056},
-    {STATUS_IO_DEVICE_ERROR, 1117}, {STATUS_DISK_CORRUPT_ERROR, 1393}, {STATUS_NOT_FOUND, 1168},
+    {STATUS_INVALID_HANDLE, 6}, {STATUS_OBJECT_TYPE_MISMATCH, 6}, {STATUS_NO_MEMORY, 8},
+    {STATUS_UNSUCCESSFUL, 31}, {STATUS_SHARING_VIOLATION, 32}, {STATUS_END_OF_FILE, 38},
+    {STATUS_NOT_SUPPORTED, 50}, {STATUS_INVALID_PARAMETER, 87}, {STATUS_DISK_FULL, 112},
+    {STATUS_OBJECT_NAME_INVALID, 123}, {STATUS_ENTRYPOINT_NOT_FOUND, 127},
+    {STATUS(0xC0000263), 127}, {STATUS_OBJECT_NAME_COLLISION, 183},
+    {STATUS_INVALID_IMAGE_FORMAT, 193}, {STATUS_IMAGE_CHECKSUM_MISMATCH, 193},
+    {STATUS_INVALID_IMAGE_WIN_32, 193}, {STATUS_IMAGE_MACHINE_TYPE_MISMATCH_EXE, 216},
+    {STATUS_NOT_A_DIRECTORY, 267}, {STATUS_ACCESS_VIOLATION, 998},
+    {STATUS_IMAGE_ALREADY_LOADED, 1056}, {STATUS_IO_DEVICE_ERROR, 1117}, {STATUS_NOT_FOUND, 1168},
     {STATUS_INSUFFICIENT_RESOURCES, 1450}};
 
 static const struct {
@@ -39,16 +38,11 @@ static const struct {
     {112, "There is not enough space on the disk."},
     {123, "The filename, directory name, or volume label syntax is incorrect."},
     {127, "The specified procedure could not be found."},
-    {145, "The directory is not empty."},
-    {182, "The operating system cannot run %1."},
     {183, "Cannot create a file when that file already exists."},
     {193, "%1 is not a valid Win32 application."},
     {216, "This version of %1 is not compatible with the version of Windows you're running. Check "
           "your computer's system information and then contact the software publisher."},
     {267, "The directory name is invalid."},
-    {577, "Windows cannot verify the digital signature for this file. A recent hardware or "
-          "software change might have installed a file that is signed incorrectly or damaged, or "
-          "that might be malicious software from an unknown source."},
     {998, "Invalid access to memory location."},
     {1052, "The requested control is not valid for this service."},
     {1056, "An instance of the service is already running."},
@@ -59,7 +53,6 @@ static const struct {
     {1073, "The specified service already exists."},
     {1117, "The request could not be performed because of an I/O device error."},
     {1168, "Element not found."},
-    {1393, "The disk structure is corrupted and unreadable."},
     {1450, "Insufficient system resources exist to complete the requested service."},
 };
 

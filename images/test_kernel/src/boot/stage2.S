@@ -48,18 +48,18 @@ protected:
     subl %edi, %ecx
     xorl %eax, %eax
     rep stosb
-    movl $tables + 0x1003, tables
-    movl $tables + 0x2003, tables + 0x1000
+    movl $IdentityMap + 0x1003, IdentityMap
+    movl $IdentityMap + 0x2003, IdentityMap + 0x1000
     movl $0x83, %eax /* present, writable, 2 MiB */
-    movl $tables + 0x2000, %edi
+    movl $IdentityMap + 0x2000, %edi
 4:  movl %eax, (%edi)
     addl $0x200000, %eax
     addl $8, %edi
-    cmpl $tables + 0x3000, %edi
+    cmpl $IdentityMap + 0x3000, %edi
     jb 4b
     movl $0x6A0, %eax /* CR4: PAE, PGE, OSFXSR, OSXMMEXCPT */
     movl %eax, %cr4
-    movl $tables, %eax
+    movl $IdentityMap, %eax
     movl %eax, %cr3
     movl $0xC0000080, %ecx /* EFER: LME, NXE */
     xorl %edx, %edx
@@ -88,7 +88,7 @@ BootRegions: .fill REGIONS * 24, 1, 0
 
     .bss
     .balign 4096
-    .globl tables
-tables: .skip 0x3000
+    .globl IdentityMap
+IdentityMap: .skip 0x3000
     .skip 0x4000
 stack_end:

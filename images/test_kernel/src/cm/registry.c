@@ -1,7 +1,7 @@
-/* The registry: keys and values in memory, in the order of SYSTEM.reg, whose text is that of "Windows
- * Registry Editor Version 5.00" in ASCII. Every change writes the whole text back; FatStoreFile leaves
- * the old or the new one after a power cut. CM_KEY and CM_VALUE pointers stay good until the key or
- * value is deleted; a value's data moves only when its length changes. */
+/* The registry: keys and values in memory, in the order of SYSTEM.reg, whose text is that of
+ * "Windows Registry Editor Version 5.00" in ASCII. Every change writes the whole text back;
+ * FatStoreFile leaves the old or the new one after a power cut. CM_KEY and CM_VALUE pointers stay
+ * good until the key or value is deleted; a value's data moves only when its length changes. */
 #include "ob.h"
 
 #define CMP_HEADER "Windows Registry Editor Version 5.00"
@@ -32,14 +32,11 @@ static PCSTR CmpAfter(PCSTR Path, PCSTR Prefix) {
 /* The path under its canonical root; FALSE for another root, empty names, control characters. */
 static BOOLEAN CmpCanonicalPath(PCSTR Path, PCHAR Canonical) {
     PCSTR Rest = CmpAfter(Path, CMP_ROOT);
-    if (!Rest && !(Rest = CmpAfter(Path, "HKLM")))
-        Rest = CmpAfter(Path, "\\Registry\\Machine");
-    if (!Rest || strlen(CMP_ROOT) + strlen(Rest) >= PATH_SIZE)
-        return FALSE;
+    if (!Rest && !(Rest = CmpAfter(Path, "HKLM"))) Rest = CmpAfter(Path, "\\Registry\\Machine");
+    if (!Rest || strlen(CMP_ROOT) + strlen(Rest) >= PATH_SIZE) return FALSE;
     RtlFormat(Canonical, PATH_SIZE, "%s%s", CMP_ROOT, Rest);
     for (; *Rest; Rest++)
-        if (!CmpIsPlain(*Rest) || (*Rest == '\\' && strchr("\\", Rest[1])))
-            return FALSE;
+        if (!CmpIsPlain(*Rest) || (*Rest == '\\' && strchr("\\", Rest[1]))) return FALSE;
     return TRUE;
 }
 
@@ -48,8 +45,7 @@ PCM_KEY CmFindKey(PCSTR Path) {
     for (PLIST_ENTRY Link = CmpCanonicalPath(Path, Canonical) ? CmpKeys.Flink : &CmpKeys;
          Link != &CmpKeys; Link = Link->Flink) {
         PCM_KEY Key = CONTAINING_RECORD(Link, CM_KEY, Link);
-        if (RtlCompareTextInsensitive(Key->Path, Canonical) == 0)
-            return Key;
+        if (RtlCompareTextInsensitive(Key->Path, Canonical) == 0) return Key;
     }
     return NULL;
 }
@@ -60,8 +56,7 @@ PCM_KEY CmNextSubkey(PCSTR Path, PCM_KEY Previous) {
     for (; CmpCanonicalPath(Path, Canonical) && Link != &CmpKeys; Link = Link->Flink) {
         PCM_KEY Key = CONTAINING_RECORD(Link, CM_KEY, Link);
         PCSTR Rest = CmpAfter(Key->Path, Canonical);
-        if (Rest && *Rest && !strchr(Rest + 1, '\\'))
-            return Key;
+        if (Rest && *Rest && !strchr(Rest + 1, '\\')) return Key;
     }
     return NULL;
 }
@@ -69,8 +64,7 @@ PCM_KEY CmNextSubkey(PCSTR Path, PCM_KEY Previous) {
 PCM_VALUE CmFindValue(PCM_KEY Key, PCSTR Name) {
     for (PLIST_ENTRY Link = Key->Values.Flink; Link != &Key->Values; Link = Link->Flink) {
         PCM_VALUE Value = CONTAINING_RECORD(Link, CM_VALUE, Link);
-        if (RtlCompareTextInsensitive(Value->Name, Name) == 0)
-            return Value;
+        if (RtlCompareTextInsensitive(Value->Name, Name) == 0) return Value;
     }
     return NULL;
 }
@@ -79,8 +73,7 @@ PCM_VALUE CmFindValue(PCM_KEY Key, PCSTR Name) {
 static PCM_KEY CmpMakeKey(PCHAR Path) {
     for (PCHAR End = Path + strlen(CMP_ROOT);; End++) {
         CHAR Kept = *End;
-        if (Kept != 0 && Kept != '\\')
-            continue;
+        if (Kept != 0 && Kept != '\\') continue;
         *End = 0;
         PCM_KEY Key = CmFindKey(Path);
         if (!Key && (Key = KiAllocate(sizeof(CM_KEY)))) {
@@ -89,8 +82,7 @@ static PCM_KEY CmpMakeKey(PCHAR Path) {
             InsertTailList(&CmpKeys, &Key->Link);
         }
         *End = Kept;
-        if (Kept == 0 || !Key)
-            return Key;
+        if (Kept == 0 || !Key) return Key;
     }
 }
 
@@ -99,11 +91,9 @@ static NTSTATUS CmpStore(PCM_KEY Key, PCSTR Name, ULONG Type, const UCHAR *Data,
     PCM_VALUE Value = CmFindValue(Key, Name);
     ULONG Stored = Length + (CmpIsText(Type) && (Length == 0 || Data[Length - 1] != 0));
     for (ULONG i = 0; Name[i]; i++)
-        if (!CmpIsPlain(Name[i]) || i + 1 == sizeof(Value->Name))
-            return STATUS_OBJECT_NAME_INVALID;
+        if (!CmpIsPlain(Name[i]) || i + 1 == sizeof(Value->Name)) return STATUS_OBJECT_NAME_INVALID;
     for (ULONG i = 0; i < Length && CmpIsText(Type); i++)
-        if (Data[i] > 0x7F)
-            return STATUS_INVALID_PARAMETER;
+        if (Data[i] > 0x7F) return STATUS_INVALID_PARAMETER;
     if (!Value) {
         if (!(Value = ExAllocatePool2(0x40, sizeof(CM_VALUE), 'aVmC')))
             return STATUS_INSUFFICIENT_RESOURCES;
@@ -112,10 +102,8 @@ static NTSTATUS CmpStore(PCM_KEY Key, PCSTR Name, ULONG Type, const UCHAR *Data,
     }
     if (!Value->Data || Value->Length != Stored) {
         PUCHAR Copy = KiAllocate(Stored + 1); /* never of no bytes */
-        if (!Copy)
-            return STATUS_INSUFFICIENT_RESOURCES;
-        if (Value->Data)
-            KiFree(Value->Data);
+        if (!Copy) return STATUS_INSUFFICIENT_RESOURCES;
+        if (Value->Data) KiFree(Value->Data);
         Value->Data = Copy;
     }
     Value->Type = Type;
@@ -127,16 +115,14 @@ static NTSTATUS CmpStore(PCM_KEY Key, PCSTR Name, ULONG Type, const UCHAR *Data,
 
 static void CmpFreeValue(PCM_VALUE Value) {
     RemoveEntryList(&Value->Link);
-    if (Value->Data)
-        KiFree(Value->Data);
+    if (Value->Data) KiFree(Value->Data);
     KiFree(Value);
 }
 
 /* UTF-16 to ASCII, in place. */
 static BOOLEAN CmpNarrow(PUCHAR Data, PULONG Length) {
     for (ULONG i = 0; i + 1 < *Length; i += 2) {
-        if (Data[i + 1] || Data[i] > 0x7F)
-            return FALSE;
+        if (Data[i + 1] || Data[i] > 0x7F) return FALSE;
         Data[i / 2] = Data[i];
     }
     *Length /= 2;
@@ -151,8 +137,7 @@ typedef struct _CMP_READER {
 
 /* Past blanks and, if it comes next, `Expected`. */
 static BOOLEAN CmpSkip(PCMP_READER Reader, PCSTR Expected) {
-    while (*Reader->Text == ' ' || *Reader->Text == '\t')
-        Reader->Text++;
+    while (*Reader->Text == ' ' || *Reader->Text == '\t') Reader->Text++;
     BOOLEAN Match = strncmp(Reader->Text, Expected, strlen(Expected)) == 0;
     Reader->Text += Match ? strlen(Expected) : 0;
     return Match;
@@ -167,8 +152,7 @@ static BOOLEAN CmpAtEnd(PCMP_READER Reader) {
 /* To the next line; past the indented ones that continue this one. */
 static void CmpSkipLine(PCMP_READER Reader) {
     do {
-        while (*Reader->Text && *Reader->Text != '\n')
-            Reader->Text++;
+        while (*Reader->Text && *Reader->Text != '\n') Reader->Text++;
         if (*Reader->Text) {
             Reader->Text++;
             Reader->Line++;
@@ -178,8 +162,7 @@ static void CmpSkipLine(PCMP_READER Reader) {
 
 static PCHAR CmpReadQuoted(PCMP_READER Reader, PULONG Length) {
     PCHAR Text = Reader->Text + 1, Start = Text, Out = Text;
-    if (Text[-1] != '"')
-        return NULL;
+    if (Text[-1] != '"') return NULL;
     for (; *Text != '"'; *Out++ = *Text++) {
         if (*Text == '\\' && (Text[1] == '\\' || Text[1] == '"'))
             Text++;
@@ -210,14 +193,12 @@ static PUCHAR CmpReadBytes(PCMP_READER Reader, PULONG Length) {
     while (!CmpAtEnd(Reader)) {
         ULONG Digits;
         if (CmpSkip(Reader, "\\")) {
-            if (!CmpSkip(Reader, "\r\n") && !CmpSkip(Reader, "\n"))
-                return NULL;
+            if (!CmpSkip(Reader, "\r\n") && !CmpSkip(Reader, "\n")) return NULL;
             Reader->Line++;
             continue;
         }
         UCHAR Byte = (UCHAR)CmpReadNumber(Reader, &Digits);
-        if (Digits != 2 ||
-            (!CmpSkip(Reader, ",") && !CmpAtEnd(Reader) && *Reader->Text != '\\'))
+        if (Digits != 2 || (!CmpSkip(Reader, ",") && !CmpAtEnd(Reader) && *Reader->Text != '\\'))
             return NULL;
         *Out++ = Byte;
     }
@@ -230,8 +211,7 @@ static BOOLEAN CmpReadValue(PCMP_READER Reader, PCM_KEY Key) {
     ULONG Length = 0, Type = REG_SZ, Digits, Number;
     PCSTR Name = CmpSkip(Reader, "@") ? "" : CmpReadQuoted(Reader, &Length);
     PUCHAR Data = NULL;
-    if (!Key || !Name || !CmpSkip(Reader, "="))
-        return FALSE;
+    if (!Key || !Name || !CmpSkip(Reader, "=")) return FALSE;
     if (CmpSkip(Reader, "dword:")) {
         Type = REG_DWORD;
         Number = CmpReadNumber(Reader, &Digits);
@@ -244,8 +224,7 @@ static BOOLEAN CmpReadValue(PCMP_READER Reader, PCM_KEY Key) {
         Type = CmpReadNumber(Reader, &Digits);
         if (Digits >= 1 && Digits <= 8 && CmpSkip(Reader, "):"))
             Data = CmpReadBytes(Reader, &Length);
-        if (Data && CmpIsText(Type) && (Length % 2 || !CmpNarrow(Data, &Length)))
-            Data = NULL;
+        if (Data && CmpIsText(Type) && (Length % 2 || !CmpNarrow(Data, &Length))) Data = NULL;
     } else {
         Data = (PUCHAR)CmpReadQuoted(Reader, &Length);
     }
@@ -258,8 +237,7 @@ static PCM_KEY CmpReadKey(PCMP_READER Reader) {
     PCHAR Start = Reader->Text, End = NULL;
     for (; *Reader->Text && *Reader->Text != '\n'; Reader->Text++)
         End = *Reader->Text == ']' ? Reader->Text : End;
-    if (!End)
-        return NULL;
+    if (!End) return NULL;
     *End = 0;
     Reader->Text = End + 1;
     return CmpAtEnd(Reader) && CmpCanonicalPath(Start, Path) ? CmpMakeKey(Path) : NULL;
@@ -283,13 +261,13 @@ void CmInitialize(void) {
     else
         for (CmpSkipLine(&Reader); *Reader.Text; CmpSkipLine(&Reader)) {
             ULONG Line = Reader.Line;
-            BOOLEAN Good = CmpAtEnd(&Reader) ||
-                           (CmpSkip(&Reader, "[") ? (Key = CmpReadKey(&Reader)) != NULL
-                                                  : CmpReadValue(&Reader, Key));
+            BOOLEAN Good =
+                CmpAtEnd(&Reader) || (CmpSkip(&Reader, "[") ? (Key = CmpReadKey(&Reader)) != NULL
+                                                            : CmpReadValue(&Reader, Key));
             if (!Good)
                 DbgPrint("cm: C:\\%s line %u left out: expected [" CMP_ROOT "\\...], "
                          "\"name\"=\"ASCII text\", =dword: or =hex:\n",
-                         CMP_FILE, Line);
+                    CMP_FILE, Line);
         }
     KiFree(Text);
 }
@@ -302,10 +280,8 @@ typedef struct _CMP_WRITER {
 
 static void CmpPut(PCMP_WRITER Writer, PCSTR Text, BOOLEAN Escape) {
     for (; *Text; Text++) {
-        if (Escape && (*Text == '\\' || *Text == '"'))
-            CmpPut(Writer, "\\", FALSE);
-        if (Writer->Text)
-            Writer->Text[Writer->Length] = *Text;
+        if (Escape && (*Text == '\\' || *Text == '"')) CmpPut(Writer, "\\", FALSE);
+        if (Writer->Text) Writer->Text[Writer->Length] = *Text;
         Writer->Length++;
     }
 }
@@ -314,8 +290,7 @@ static void CmpPut(PCMP_WRITER Writer, PCSTR Text, BOOLEAN Escape) {
 static void CmpPutData(PCMP_WRITER Writer, const CM_VALUE *Value) {
     CHAR Piece[24];
     ULONG Plain = 0, Bytes = Value->Length * (CmpIsText(Value->Type) ? 2 : 1);
-    while (Plain < Value->Length && CmpIsPlain(Value->Data[Plain]))
-        Plain++;
+    while (Plain < Value->Length && CmpIsPlain(Value->Data[Plain])) Plain++;
     if (Value->Type == REG_SZ && Plain == Value->Length - 1) { /* all but the NUL */
         CmpPut(Writer, "\"", FALSE);
         CmpPut(Writer, (PCSTR)Value->Data, TRUE);
@@ -359,13 +334,11 @@ static ULONG CmpWriteText(PCHAR Text) {
 static NTSTATUS CmpFlush(void) {
     ULONG Length = CmpWriteText(NULL);
     PCHAR Text = KiAllocate(Length);
-    if (!Text)
-        return STATUS_INSUFFICIENT_RESOURCES;
+    if (!Text) return STATUS_INSUFFICIENT_RESOURCES;
     CmpWriteText(Text);
     NTSTATUS Status = FatStoreFile(CMP_FILE, Text, Length);
     KiFree(Text);
-    if (NT_SUCCESS(Status))
-        Status = HalDiskFlush();
+    if (NT_SUCCESS(Status)) Status = HalDiskFlush();
     if (!NT_SUCCESS(Status))
         DbgPrint("cm: C:\\%s could not be written: status %08x\n", CMP_FILE, Status);
     return Status;
@@ -393,22 +366,18 @@ NTSTATUS CmQueryString(PCSTR Path, PCSTR Name, PCHAR Buffer, ULONG Size) {
                       : !CmpIsText(Value->Type) ? STATUS_OBJECT_TYPE_MISMATCH
                       : Value->Length > Size    ? STATUS_BUFFER_TOO_SMALL
                                                 : STATUS_SUCCESS;
-    if (NT_SUCCESS(Status))
-        memcpy(Buffer, Value->Data, Value->Length);
+    if (NT_SUCCESS(Status)) memcpy(Buffer, Value->Data, Value->Length);
     KiReleaseMutex(&CmpLock);
     return Status;
 }
 
 NTSTATUS CmSetValue(PCSTR Path, PCSTR Name, ULONG Type, const void *Data, ULONG Length) {
     CHAR Canonical[PATH_SIZE];
-    if (!CmpCanonicalPath(Path, Canonical))
-        return STATUS_OBJECT_NAME_INVALID;
+    if (!CmpCanonicalPath(Path, Canonical)) return STATUS_OBJECT_NAME_INVALID;
     KiAcquireMutex(&CmpLock);
     PCM_KEY Key = CmpMakeKey(Canonical);
-    NTSTATUS Status =
-        Key ? CmpStore(Key, Name, Type, Data, Length) : STATUS_INSUFFICIENT_RESOURCES;
-    if (NT_SUCCESS(Status))
-        Status = CmpFlush();
+    NTSTATUS Status = Key ? CmpStore(Key, Name, Type, Data, Length) : STATUS_INSUFFICIENT_RESOURCES;
+    if (NT_SUCCESS(Status)) Status = CmpFlush();
     KiReleaseMutex(&CmpLock);
     return Status;
 }
@@ -428,14 +397,12 @@ NTSTATUS CmDeleteValue(PCSTR Path, PCSTR Name) {
 NTSTATUS CmDeleteKey(PCSTR Path) {
     CHAR Canonical[PATH_SIZE];
     NTSTATUS Status = STATUS_OBJECT_NAME_NOT_FOUND;
-    if (!CmpCanonicalPath(Path, Canonical))
-        return Status;
+    if (!CmpCanonicalPath(Path, Canonical)) return Status;
     KiAcquireMutex(&CmpLock);
     for (PLIST_ENTRY Link = CmpKeys.Flink, Next; Link != &CmpKeys; Link = Next) {
         PCM_KEY Key = CONTAINING_RECORD(Link, CM_KEY, Link);
         Next = Link->Flink;
-        if (!CmpAfter(Key->Path, Canonical))
-            continue;
+        if (!CmpAfter(Key->Path, Canonical)) continue;
         while (!IsListEmpty(&Key->Values))
             CmpFreeValue(CONTAINING_RECORD(Key->Values.Flink, CM_VALUE, Link));
         RemoveEntryList(&Key->Link);
@@ -443,8 +410,7 @@ NTSTATUS CmDeleteKey(PCSTR Path) {
         KiFree(Key);
         Status = STATUS_SUCCESS;
     }
-    if (NT_SUCCESS(Status))
-        Status = CmpFlush();
+    if (NT_SUCCESS(Status)) Status = CmpFlush();
     KiReleaseMutex(&CmpLock);
     return Status;
 }
@@ -464,34 +430,28 @@ NTSYSAPI NTSTATUS ZwOpenKey(PHANDLE Handle, ULONG Access, POBJECT_ATTRIBUTES Att
         return Status;
     RtlUnicodeToText(Attributes->ObjectName, Name, sizeof(Name));
     RtlFormat(Path, sizeof(Path), "%s%s%s", Root, Relative && *Name ? "\\" : "", Name);
-    if (Relative)
-        ObfDereferenceObject(Root);
-    if (!CmFindKey(Path))
-        return STATUS_OBJECT_NAME_NOT_FOUND;
+    if (Relative) ObfDereferenceObject(Root);
+    if (!CmFindKey(Path)) return STATUS_OBJECT_NAME_NOT_FOUND;
     Status = ObCreateObject(CmKeyObjectType, PATH_SIZE, (PVOID *)&Body);
-    if (!NT_SUCCESS(Status))
-        return Status;
+    if (!NT_SUCCESS(Status)) return Status;
     CmpCanonicalPath(Path, Body);
     return ObInsertObject(Body, Handle);
 }
 
 /* Characters of `Width` bytes each to Buffer + At, as far as they fit. Returns where they end. */
-static ULONG CmpEmit(PUCHAR Buffer, ULONG Size, ULONG At, const void *Data, ULONG Length,
-                     ULONG Width) {
+static ULONG CmpEmit(
+    PUCHAR Buffer, ULONG Size, ULONG At, const void *Data, ULONG Length, ULONG Width) {
     for (ULONG i = 0; i < Length * Width; i++)
-        if (At + i < Size)
-            Buffer[At + i] = i % Width ? 0 : ((const UCHAR *)Data)[i / Width];
+        if (At + i < Size) Buffer[At + i] = i % Width ? 0 : ((const UCHAR *)Data)[i / Width];
     return At + Length * Width;
 }
 
 NTSYSAPI NTSTATUS ZwQueryValueKey(HANDLE Handle, PUNICODE_STRING Name,
-                                  KEY_VALUE_INFORMATION_CLASS Class, PVOID Information,
-                                  ULONG Length, PULONG ResultLength) {
+    KEY_VALUE_INFORMATION_CLASS Class, PVOID Information, ULONG Length, PULONG ResultLength) {
     CHAR ValueName[sizeof(((PCM_VALUE)0)->Name)];
     PCHAR Path;
     NTSTATUS Status = CmpReferenceKey(Handle, &Path);
-    if (!NT_SUCCESS(Status))
-        return Status;
+    if (!NT_SUCCESS(Status)) return Status;
     RtlUnicodeToText(Name, ValueName, sizeof(ValueName));
     KiAcquireMutex(&CmpLock);
     PCM_VALUE Value = CmpLookUp(Path, ValueName);
@@ -505,15 +465,14 @@ NTSYSAPI NTSTATUS ZwQueryValueKey(HANDLE Handle, PUNICODE_STRING Name,
         ULONG NameBytes = Characters * 2, DataBytes = Value->Length * Width;
         ULONG Offset = (20 + NameBytes + 3) & ~3U;
         ULONG Fixed[3][5] = {{0, Value->Type, NameBytes},
-                             {0, Value->Type, Offset, DataBytes, NameBytes},
-                             {0, Value->Type, DataBytes}};
+            {0, Value->Type, Offset, DataBytes, NameBytes}, {0, Value->Type, DataBytes}};
         ULONG Start = Class == KeyValueFullInformation ? 20 : 12;
         ULONG End = CmpEmit(Information, Length, 0, Fixed[Class], Start, 1);
         if (Class != KeyValuePartialInformation)
             End = CmpEmit(Information, Length, End, Value->Name, Characters, 2);
         if (Class != KeyValueBasicInformation)
             End = CmpEmit(Information, Length, Class == KeyValueFullInformation ? Offset : End,
-                          Value->Data, Value->Length, Width);
+                Value->Data, Value->Length, Width);
         *ResultLength = End;
         Status = Length < Start ? STATUS_BUFFER_TOO_SMALL
                  : Length < End ? STATUS_BUFFER_OVERFLOW
@@ -524,14 +483,13 @@ NTSYSAPI NTSTATUS ZwQueryValueKey(HANDLE Handle, PUNICODE_STRING Name,
     return Status;
 }
 
-NTSYSAPI NTSTATUS ZwSetValueKey(HANDLE Handle, PUNICODE_STRING Name, ULONG TitleIndex, ULONG Type,
-                                PVOID Data, ULONG Length) {
+NTSYSAPI NTSTATUS ZwSetValueKey(
+    HANDLE Handle, PUNICODE_STRING Name, ULONG TitleIndex, ULONG Type, PVOID Data, ULONG Length) {
     CHAR ValueName[PATH_SIZE];
     PCHAR Path;
     UNREFERENCED(TitleIndex);
     NTSTATUS Status = CmpReferenceKey(Handle, &Path);
-    if (!NT_SUCCESS(Status))
-        return Status;
+    if (!NT_SUCCESS(Status)) return Status;
     PUCHAR Copy = KiAllocate(Length + 1);
     if (!Copy || !CmFindKey(Path)) {
         Status = Copy ? STATUS_KEY_DELETED : STATUS_INSUFFICIENT_RESOURCES;
@@ -542,8 +500,7 @@ NTSYSAPI NTSTATUS ZwSetValueKey(HANDLE Handle, PUNICODE_STRING Name, ULONG Title
                      ? STATUS_INVALID_PARAMETER /* texts are kept in ASCII */
                      : CmSetValue(Path, ValueName, Type, Copy, Length);
     }
-    if (Copy)
-        KiFree(Copy);
+    if (Copy) KiFree(Copy);
     ObfDereferenceObject(Path);
     return Status;
 }

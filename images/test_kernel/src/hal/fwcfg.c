@@ -2,8 +2,7 @@
  * dump header is (docs/specs/vmcoreinfo), as virtio-win's fwcfg driver does on Windows. */
 #include "hal.h"
 
-enum { FW_CFG_SIGNATURE = 0, FW_CFG_FILE_DIRECTORY = 0x19 };
-enum { DMA_ERROR = 1, DMA_SELECT = 8, DMA_WRITE = 16 };
+enum { SIGNATURE = 0, FILE_DIRECTORY = 0x19, DMA_SELECT = 8, DMA_WRITE = 16 };
 
 typedef struct __attribute__((packed)) _VMCOREINFO_BLOCK {
     struct {
@@ -37,10 +36,10 @@ static USHORT HalpFwCfgFind(PCSTR Name) {
         USHORT Selector, Reserved;
         CHAR Name[56];
     } Entry;
-    __outword(0x510, FW_CFG_SIGNATURE);
+    __outword(0x510, SIGNATURE);
     HalpFwCfgRead(Signature, sizeof(Signature));
     if (memcmp(Signature, "QEMU", 4) != 0) return 0;
-    __outword(0x510, FW_CFG_FILE_DIRECTORY);
+    __outword(0x510, FILE_DIRECTORY);
     HalpFwCfgRead(&Count, sizeof(Count));
     for (Count = __builtin_bswap32(Count); Count > 0; Count--) {
         HalpFwCfgRead(&Entry, sizeof(Entry));
@@ -50,8 +49,7 @@ static USHORT HalpFwCfgFind(PCSTR Name) {
 }
 
 void HalPublishVmcoreinfo(PVOID DumpHeader) {
-    static PHYSICAL
-        Physical; /* stays where it is: the hypervisor reads it whenever it is asked to */
+    static PHYSICAL Physical; /* kept: the hypervisor reads it whenever it is asked to */
     USHORT Selector = HalpFwCfgFind("etc/vmcoreinfo");
     if (Selector == 0) return;
     if (Physical == 0) Physical = MiAllocatePages(BYTES_TO_PAGES(sizeof(VMCOREINFO_BLOCK)));

@@ -4,42 +4,25 @@
  * held down does not count twice; any other key, or letting go of Ctrl, starts the count again. */
 #include "hal.h"
 
-enum { DATA = 0x60, COMMAND = 0x64, OUTPUT_FULL = 1, INPUT_FULL = 2, FROM_MOUSE = 0x20 };
+enum { DATA = 0x60, STATUS_PORT = 0x64, OUTPUT_FULL = 1, FROM_MOUSE = 0x20 };
 enum { SCAN_EXTENDED = 0xE0, SCAN_CTRL = 0x1D, SCAN_SCROLL_LOCK = 0x46, SCAN_RELEASE = 0x80 };
 
 static BOOLEAN HalpExtended, HalpRightCtrl;
 static ULONG HalpScrollLocks;
 
-static BOOLEAN HalpKeyboardWait(UCHAR Mask, UCHAR Wanted) {
-    for (ULONG i = 0; i < 1000; i++) {
-        if ((__inbyte(COMMAND) & Mask) == Wanted) return TRUE;
-        KiStallMicroseconds(10);
-    }
-    return FALSE;
-}
-
 /* The next byte from the keyboard, or -1. An absent controller reads as 0xFF. */
 static int HalpKeyboardRead(void) {
-    for (UCHAR Status; (Status = __inbyte(COMMAND)) & OUTPUT_FULL && Status != 0xFF;) {
+    for (UCHAR Status; (Status = __inbyte(STATUS_PORT)) & OUTPUT_FULL && Status != 0xFF;) {
         UCHAR Byte = __inbyte(DATA);
         if (!(Status & FROM_MOUSE)) return Byte;
     }
     return -1;
 }
 
+/* The BIOS leaves the keyboard enabled, with IRQ 1 and translation to scan code set 1. */
 void HalKeyboardInitialize(void) {
     while (HalpKeyboardRead() >= 0)
         ;
-    HalpExtended = HalpRightCtrl = FALSE;
-    HalpScrollLocks = 0;
-    __outbyte(COMMAND, 0xAE); /* enable the keyboard */
-    if (!HalpKeyboardWait(INPUT_FULL, 0)) return;
-    __outbyte(COMMAND, 0x20);
-    if (!HalpKeyboardWait(OUTPUT_FULL, OUTPUT_FULL)) return;
-    UCHAR Configuration = __inbyte(DATA);
-    __outbyte(COMMAND, 0x60);
-    HalpKeyboardWait(INPUT_FULL, 0);
-    __outbyte(DATA, (Configuration & ~0x10) | 0x41); /* clock on, IRQ 1, translate to set 1 */
 }
 
 static BOOLEAN HalpCrashKeys(UCHAR Code, BOOLEAN Extended) {
@@ -60,20 +43,14 @@ static BOOLEAN HalpCrashKeys(UCHAR Code, BOOLEAN Extended) {
 BOOLEAN HalKeyboardInterrupt(void) {
     BOOLEAN Crash = FALSE;
     for (int Code; (Code = HalpKeyboardRead()) >= 0;) {
-        if (Code == SCAN_EXTENDED) {
-            HalpExtended = TRUE;
-            continue;
-        }
-        Crash |= HalpCrashKeys((UCHAR)Code, HalpExtended);
-        HalpExtended = FALSE;
+        if (Code != SCAN_EXTENDED) Crash |= HalpCrashKeys((UCHAR)Code, HalpExtended);
+        HalpExtended = Code == SCAN_EXTENDED;
     }
     return Crash;
 }
 
 int HalKeyboardPoll(void) {
-    for (int Code; (Code = HalpKeyboardRead()) >= 0;) {
-        if (!(Code & SCAN_RELEASE)) /* also drops the 0xE0 prefix */
-            return Code;
-    }
-    return -1;
+    int Code = HalpKeyboardRead();
+    while (Code >= 0 && (Code & SCAN_RELEASE)) Code = HalpKeyboardRead(); /* 0xE0 goes, too */
+    return Code;
 }

@@ -41,10 +41,16 @@ NORETURN void HalReboot(void) {
     } NoInterrupts = {0, 0};
     KiDisable();
     __outbyte(0xCF9, 0x02);
-    __outbyte(0xCF9, 0x06); /* PIIX reset control: hard reset */
-    KiStallMicroseconds(10000);
+    __outbyte(0xCF9, 0x06); /* PIIX reset control: hard reset; a busy host takes its time */
+    KiStallMicroseconds(1000000);
     __outbyte(0x64, 0xFE); /* i8042: pulse the reset line */
-    KiStallMicroseconds(10000);
+    KiStallMicroseconds(1000000);
     __asm__ volatile("lidt %0; int3" ::"m"(NoInterrupts)); /* triple fault */
     HalHalt();
+}
+
+/* pvpanic on the ISA bus (QEMU docs/specs/pvpanic): reading gives the events the device knows. */
+void HalPvpanic(UCHAR Event) {
+    UCHAR Known = __inbyte(0x505);
+    if (Known != 0xFF && (Known & Event)) __outbyte(0x505, Event); /* 0xFF: no device */
 }

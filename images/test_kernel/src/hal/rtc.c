@@ -1,4 +1,4 @@
-/* The CMOS clock (MC146818), kept in UTC. */
+/* The CMOS clock (MC146818), kept in UTC; the BIOS has set it to 24 hours. */
 #include "hal.h"
 
 enum { STATUS_A = 0x0A, STATUS_B = 0x0B, CENTURY = 0x32 };
@@ -25,17 +25,9 @@ LONG64 HalReadRtc(void) {
     }
     UCHAR Format = HalpCmosRead(STATUS_B);
     HalpRestoreInterrupts(Flags);
-    BOOLEAN Afternoon = !(Format & 2) && (Now[2] & 0x80);
-    if (!(Format & 2)) Now[2] &= 0x7F;
     for (ULONG i = 0; !(Format & 4) && i < ARRAY_SIZE(Now); i++)
         Now[i] = (Now[i] >> 4) * 10 + (Now[i] & 15);
-    if (!(Format & 2)) Now[2] = Now[2] % 12 + (Afternoon ? 12 : 0);
     ULONG Century = Now[6] >= 19 && Now[6] <= 29 ? Now[6] : 20; /* not every BIOS keeps it */
-    KI_DATE Date = {.Year = Century * 100 + Now[5],
-        .Month = Now[4],
-        .Day = Now[3],
-        .Hour = Now[2],
-        .Minute = Now[1],
-        .Second = Now[0]};
+    KI_DATE Date = {Century * 100 + Now[5], Now[4], Now[3], Now[2], Now[1], Now[0], 0, 0};
     return KiDateToTime(&Date);
 }

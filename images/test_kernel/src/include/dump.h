@@ -1,5 +1,5 @@
-/* Crash dump files as Windows writes them. Layouts: the structures of kdmp-parser (MIT) and LeechCore,
- * checked against real headers. Fields that are not written hold "PAGE". */
+/* Crash dump files as Windows writes them. Layouts: the structures of kdmp-parser (MIT) and
+ * LeechCore, checked against real headers. Fields that are not written hold "PAGE". */
 #pragma once
 #include "ki.h"
 
@@ -42,12 +42,12 @@ ASSERT_OFFSET(DUMP_HEADER64, SystemUpTime, 0x1030);
 ASSERT_OFFSET(DUMP_HEADER64, BootId, 0x1054);
 ASSERT_SIZE(DUMP_HEADER64, DUMP_HEADER_BYTES);
 
-typedef struct _BITMAP_DUMP { /* at DUMP_HEADER_BYTES in bitmap dumps */
+typedef struct _BITMAP_DUMP {   /* at DUMP_HEADER_BYTES in bitmap dumps */
     ULONG Signature, ValidDump; /* "SDMP", "DUMP" */
     UCHAR Reserved[24];
-    ULONG64 FirstPage; /* file offset */
+    ULONG64 FirstPage;                /* file offset */
     ULONG64 TotalPresentPages, Pages; /* Pages: bits, a multiple of 64 */
-    ULONG64 Bitmap[]; /* the file's pages are the set bits' frames, in order */
+    ULONG64 Bitmap[];                 /* the file's pages are the set bits' frames, in order */
 } BITMAP_DUMP, *PBITMAP_DUMP;
 ASSERT_OFFSET(BITMAP_DUMP, Bitmap, 0x38);
 

@@ -11,7 +11,7 @@ typedef struct _KEXCEPTION_FRAME {
 ASSERT_OFFSET(KEXCEPTION_FRAME, R12, 0x118);
 
 #define KI_TICK          100000 /* 100 ns units: the clock ticks 100 times a second */
-#define KI_STACK_PAGES   8
+#define KI_STACK_BYTES   0x8000
 #define KI_QUANTUM_TICKS 2
 enum {
     ThreadInitialized,
@@ -44,6 +44,4 @@ NORETURN void PspSystemThreadStartup(KSTART_ROUTINE *Start, PVOID Context);
 void PspInitialize(void);
 void Phase1Initialization(PVOID Context);
 NORETURN void KeBugCheck2(ULONG Code, ULONG64 P1, ULONG64 P2, ULONG64 P3, ULONG64 P4);
-static inline PKPRCB KeGetCurrentPrcb(void) {
-    return &KiPcr.Prcb;
-}
+static inline PKPRCB KeGetCurrentPrcb(void) { return &KiPcr.Prcb; }

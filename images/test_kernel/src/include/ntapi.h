@@ -39,7 +39,6 @@ void KeReleaseSpinLock(PKSPIN_LOCK Lock, KIRQL OldIrql);
 void KeReleaseSpinLockFromDpcLevel(PKSPIN_LOCK Lock);
 void KeInitializeEvent(PKEVENT Event, EVENT_TYPE Type, BOOLEAN State);
 LONG KeSetEvent(PKEVENT Event, LONG Increment, BOOLEAN Wait);
-LONG KeResetEvent(PKEVENT Event);
 void KeClearEvent(PKEVENT Event);
 NTSTATUS KeWaitForSingleObject(PVOID Object, KWAIT_REASON Reason, CHAR Mode, BOOLEAN Alertable,
                                PLARGE_INTEGER Timeout);
@@ -51,7 +50,6 @@ BOOLEAN KeSetTimerEx(KTIMER *Timer, LARGE_INTEGER DueTime, LONG Period, PKDPC Dp
 BOOLEAN KeCancelTimer(KTIMER *Timer);
 void KeInitializeDpc(PKDPC Dpc, KDEFERRED_ROUTINE *Routine, PVOID Context);
 BOOLEAN KeInsertQueueDpc(PKDPC Dpc, PVOID Argument1, PVOID Argument2);
-BOOLEAN KeRemoveQueueDpc(PKDPC Dpc);
 void KeFlushQueuedDpcs(void);
 LARGE_INTEGER KeQueryPerformanceCounter(PLARGE_INTEGER Frequency);
 void KeStallExecutionProcessor(ULONG Microseconds);

@@ -93,6 +93,12 @@ typedef struct _CLIENT_ID {
 #define ASSERT_SIZE(type, size) _Static_assert(sizeof(type) == (size), #type)
 
 #define NT_SUCCESS(s) ((NTSTATUS)(s) >= 0)
+/* Leaves the calling function with the status of a call that failed. */
+#define TRY(call)                                                                                  \
+    do {                                                                                           \
+        NTSTATUS Failed_ = (call);                                                                 \
+        if (!NT_SUCCESS(Failed_)) return Failed_;                                                  \
+    } while (0)
 #define STATUS(code)  ((NTSTATUS)(code))
 
 #define STATUS_SUCCESS                         STATUS(0x00000000)

@@ -1,5 +1,5 @@
-/* Objects with reference counts, and the one handle table. A body handed to any of these was made by
- * ObCreateObject: its header lies right before it, as in Windows. */
+/* Objects with reference counts, and the one handle table. A body handed to any of these was made
+ * by ObCreateObject: its header lies right before it, as in Windows. */
 #pragma once
 #include "ki.h"
 

@@ -1,6 +1,6 @@
-/* Writing the crash dump: from memory into the sectors of pagefile.sys, which were looked up at boot.
- * At the crash nothing is allocated, locked or looked up in the file system. A fault in here ends in
- * KeBugCheck2, which then does not try again. */
+/* Writing the crash dump: from memory into the sectors of pagefile.sys, which were looked up at
+ * boot. At the crash nothing is allocated, locked or looked up in the file system. A fault in here
+ * ends in KeBugCheck2, which then does not try again. */
 #include "dump.h"
 #include "mm.h"
 
@@ -34,13 +34,11 @@ void IopLocatePagefile(void) {
     if (NT_SUCCESS(Status))
         IopPagefileExtents = Count;
     else
-        IopFail("No crash dump: C:\\pagefile.sys cannot be used, status %08x, %u extents.", Status,
-                Count);
+        IopFail("No crash dump: C:\\pagefile.sys %s, status %08x.",
+            Count ? "lies in too many pieces" : "cannot be found", Status);
 }
 
-ULONG IopCrashDumpType(void) {
-    return IopSetting;
-}
+ULONG IopCrashDumpType(void) { return IopSetting; }
 
 void IopInitializeCrashDump(void) {
     ULONG Bits = (ULONG)(MmHighestPhysicalPage + 64) & ~63U;
@@ -102,8 +100,8 @@ void KiFillDumpHeader(ULONG DumpType) {
     memcpy(Header->ContextRecord, Context, sizeof(*Context));
     /* Windows says this of every bug check, whatever led to it. */
     Header->Exception = (EXCEPTION_RECORD){.ExceptionCode = STATUS_BREAKPOINT,
-                                           .ExceptionFlags = 1,
-                                           .ExceptionAddress = (PVOID)Context->Rip};
+        .ExceptionFlags = 1,
+        .ExceptionAddress = (PVOID)Context->Rip};
     Header->DumpType = DumpType;
     Header->RequiredDumpSpace =
         DumpType == DUMP_TYPE_FULL
@@ -124,8 +122,7 @@ static NTSTATUS IopWritePagefile(ULONG64 Offset, const void *Buffer, ULONG Bytes
         if (Sector < Extent->Sectors) {
             ULONG Part = (ULONG)MIN(Left, Extent->Sectors - Sector);
             NTSTATUS Status = HalDiskWrite(Extent->Lba + Sector, Part, Buffer);
-            if (!NT_SUCCESS(Status))
-                return Status;
+            if (!NT_SUCCESS(Status)) return Status;
             Buffer = (const UCHAR *)Buffer + Part * SECTOR;
             Left -= Part;
             Sector += Part;
@@ -146,12 +143,11 @@ static NTSTATUS IopWritePages(BOOLEAN All, ULONG64 Offset, ULONG64 Total) {
             while (Count < PIECE_PAGES && Page + Count < End &&
                    (All || IopBitmap->Bitmap[(Page + Count) / 64] >> (Page + Count) % 64 & 1))
                 Count++;
-            NTSTATUS Status =
-                Count ? IopWritePagefile(Offset + Done * PAGE_SIZE,
-                                         MiPhysicalToVirtual(Page << PAGE_SHIFT), Count * PAGE_SIZE)
-                      : STATUS_SUCCESS;
-            if (!NT_SUCCESS(Status))
-                return Status;
+            NTSTATUS Status = Count
+                                  ? IopWritePagefile(Offset + Done * PAGE_SIZE,
+                                        MiPhysicalToVirtual(Page << PAGE_SHIFT), Count * PAGE_SIZE)
+                                  : STATUS_SUCCESS;
+            if (!NT_SUCCESS(Status)) return Status;
             if (IopDumpProgress && Done * 100 / Total != (Done + Count) * 100 / Total)
                 IopDumpProgress((ULONG)((Done + Count) * 100 / Total));
             Done += Count;
@@ -166,31 +162,28 @@ BOOLEAN IopWriteCrashDump(void) {
     BOOLEAN All = IopSetting == 1;
     ULONG64 Size = 0;
     NTSTATUS Status;
-    if (IopSetting == 0)
-        IopFail("No crash dump: CrashControl\\CrashDumpEnabled is 0.");
-    if (IopSetting == 0 || !IopPagefileExtents)
-        return FALSE;
+    if (IopSetting == 0) IopFail("No crash dump: CrashControl\\CrashDumpEnabled is 0.");
+    if (IopSetting == 0 || !IopPagefileExtents) return FALSE;
     KiFillDumpHeader(All ? DUMP_TYPE_FULL : DUMP_TYPE_BITMAP_KERNEL);
-    for (ULONG i = 0; i < IopPagefileExtents; i++)
-        Size += (ULONG64)IopPagefile[i].Sectors * SECTOR;
-    if (Size < Header->RequiredDumpSpace) { /* Windows writes none then, too */
+    for (ULONG i = 0; i < IopPagefileExtents; i++) Size += (ULONG64)IopPagefile[i].Sectors * SECTOR;
+    if (Size < Header->RequiredDumpSpace) {
         IopFail("No crash dump: C:\\pagefile.sys has %llu KiB, the dump needs %llu KiB.",
-                Size / 1024, Header->RequiredDumpSpace / 1024);
+            Size / 1024, Header->RequiredDumpSpace / 1024);
         return FALSE;
     }
-    /* The first sector makes the dump: an old one goes first, the new one comes last. Whatever stops
-     * the writing in between, nobody takes the rest for a dump. */
+    /* The first sector makes the dump: an old one goes first, the new one comes last. Whatever
+     * stops the writing in between, nobody takes the rest for a dump. */
     static UCHAR Zeros[SECTOR];
     ULONG64 First = All ? DUMP_HEADER_BYTES : IopBitmap->FirstPage;
     HalDiskReset();
     if (!NT_SUCCESS(Status = IopWritePagefile(0, Zeros, SECTOR)) ||
         !NT_SUCCESS(Status = HalDiskFlush()) ||
         (!All &&
-         !NT_SUCCESS(Status = IopWritePagefile(DUMP_HEADER_BYTES, IopBitmap, IopBitmapBytes))) ||
-        !NT_SUCCESS(Status = IopWritePages(All, First,
-                                           (Header->RequiredDumpSpace - First) / PAGE_SIZE)) ||
-        !NT_SUCCESS(Status = IopWritePagefile(SECTOR, (PUCHAR)Header + SECTOR,
-                                              DUMP_HEADER_BYTES - SECTOR)) ||
+            !NT_SUCCESS(Status = IopWritePagefile(DUMP_HEADER_BYTES, IopBitmap, IopBitmapBytes))) ||
+        !NT_SUCCESS(
+            Status = IopWritePages(All, First, (Header->RequiredDumpSpace - First) / PAGE_SIZE)) ||
+        !NT_SUCCESS(Status = IopWritePagefile(
+                        SECTOR, (PUCHAR)Header + SECTOR, DUMP_HEADER_BYTES - SECTOR)) ||
         !NT_SUCCESS(Status = HalDiskFlush()) ||
         !NT_SUCCESS(Status = IopWritePagefile(0, Header, SECTOR)) ||
         !NT_SUCCESS(Status = HalDiskFlush())) {

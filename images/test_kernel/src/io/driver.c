@@ -1,40 +1,8 @@
 /* Driver images: mapped, relocated, linked against the kernel's exports, protected, started,
  * stopped. */
+#include "image.h"
 #include "ke.h"
 #include "mm.h"
-
-typedef struct _IMAGE_DATA_DIRECTORY {
-    ULONG VirtualAddress, Size;
-} IMAGE_DATA_DIRECTORY;
-
-/* IMAGE_NT_HEADERS64 (public PE format), from the signature on. */
-typedef struct _IMAGE_NT_HEADERS64 {
-    ULONG Signature;
-    USHORT Machine, NumberOfSections;
-    ULONG TimeDateStamp, PointerToSymbolTable, NumberOfSymbols;
-    USHORT SizeOfOptionalHeader, Characteristics, Magic, LinkerVersion;
-    ULONG SizeOfCode, SizeOfInitializedData, SizeOfUninitializedData, AddressOfEntryPoint,
-        BaseOfCode;
-    ULONG64 ImageBase;
-    ULONG SectionAlignment, FileAlignment, Versions[4], SizeOfImage, SizeOfHeaders, CheckSum;
-    USHORT Subsystem, DllCharacteristics;
-    ULONG64 Reserves[4];
-    ULONG LoaderFlags, NumberOfRvaAndSizes;
-    IMAGE_DATA_DIRECTORY DataDirectory[16];
-} IMAGE_NT_HEADERS64, *PIMAGE_NT_HEADERS64;
-ASSERT_OFFSET(IMAGE_NT_HEADERS64, DataDirectory, 0x88);
-enum {
-    DIRECTORY_EXPORT,
-    DIRECTORY_IMPORT,
-    DIRECTORY_EXCEPTION = 3,
-    DIRECTORY_RELOCATION = 5,
-    DIRECTORY_LOAD_CONFIG = 10
-};
-
-typedef struct _IMAGE_SECTION_HEADER {
-    CHAR Name[8];
-    ULONG VirtualSize, VirtualAddress, SizeOfRawData, PointerToRawData, Unused[3], Characteristics;
-} IMAGE_SECTION_HEADER, *PIMAGE_SECTION_HEADER;
 
 typedef struct _IMAGE_EXPORT_DIRECTORY {
     ULONG Unused[5], NumberOfFunctions, NumberOfNames, AddressOfFunctions, AddressOfNames,
@@ -50,10 +18,6 @@ LIST_ENTRY PsLoadedModuleList = {&PsLoadedModuleList, &PsLoadedModuleList};
 LIST_ENTRY IopDrivers = {&IopDrivers, &IopDrivers};
 static PKLDR_DATA_TABLE_ENTRY PsNtosImage;
 void MiRememberUnloadedDriver(PKLDR_DATA_TABLE_ENTRY Entry);
-
-static PIMAGE_NT_HEADERS64 RtlImageNtHeader(PVOID Base) {
-    return (PIMAGE_NT_HEADERS64)((PUCHAR)Base + *(PULONG)((PUCHAR)Base + 0x3C));
-}
 
 static PKLDR_DATA_TABLE_ENTRY MiInsertModule(PVOID Base, PCSTR FullName, PCSTR BaseName) {
     PIMAGE_NT_HEADERS64 Headers = RtlImageNtHeader(Base);
@@ -75,8 +39,8 @@ static PKLDR_DATA_TABLE_ENTRY MiInsertModule(PVOID Base, PCSTR FullName, PCSTR B
 }
 
 void IopInitializeModuleList(void) {
-    PsNtosImage = MiInsertModule((PVOID)KeLoaderBlock->KernelBase,
-                                 "\\SystemRoot\\system32\\ntoskrnl.exe", "ntoskrnl.exe");
+    PsNtosImage = MiInsertModule(
+        (PVOID)KeLoaderBlock->KernelBase, "\\SystemRoot\\system32\\ntoskrnl.exe", "ntoskrnl.exe");
 }
 
 PKLDR_DATA_TABLE_ENTRY MiModuleFromAddress(ULONG64 Address) {
@@ -84,8 +48,7 @@ PKLDR_DATA_TABLE_ENTRY MiModuleFromAddress(ULONG64 Address) {
          Link = Link->Flink) {
         PKLDR_DATA_TABLE_ENTRY Entry =
             CONTAINING_RECORD(Link, KLDR_DATA_TABLE_ENTRY, InLoadOrderLinks);
-        if (Address - (ULONG64)Entry->DllBase < Entry->SizeOfImage)
-            return Entry;
+        if (Address - (ULONG64)Entry->DllBase < Entry->SizeOfImage) return Entry;
     }
     return NULL;
 }
@@ -110,63 +73,8 @@ static PVOID MiFindExport(PVOID Base, PCSTR Name) {
     return NULL;
 }
 
-/* The headers of `File` if it is an x64 driver this kernel can map; every offset used later
- * checked. */
-static NTSTATUS MiCheckImage(PUCHAR File, ULONG Size, PIMAGE_NT_HEADERS64 *Result) {
-    ULONG Offset = Size >= 0x40 ? *(PULONG)(File + 0x3C) : 0;
-    PIMAGE_NT_HEADERS64 Headers = (PIMAGE_NT_HEADERS64)(File + Offset);
-    if (Size < 0x40 || *(PUSHORT)File != 0x5A4D || Offset & 3 || Offset < 0x40 ||
-        Offset + sizeof(*Headers) > Size || Headers->Signature != 0x4550)
-        return STATUS_INVALID_IMAGE_FORMAT;
-    if (Headers->Machine != 0x8664)
-        return Headers->Machine == 0x14C ? STATUS_INVALID_IMAGE_WIN_32
-                                         : STATUS_IMAGE_MACHINE_TYPE_MISMATCH_EXE;
-    PIMAGE_SECTION_HEADER Section =
-        (PVOID)((PUCHAR)&Headers->Magic + Headers->SizeOfOptionalHeader);
-    ULONG SectionsEnd = (ULONG)((PUCHAR)(Section + Headers->NumberOfSections) - File);
-    if (Headers->Magic != 0x20B || Headers->Subsystem != 1 || Headers->NumberOfRvaAndSizes != 16 ||
-        SectionsEnd > Size || Headers->SizeOfHeaders > Size ||
-        Headers->SizeOfHeaders < SectionsEnd || Headers->SectionAlignment != PAGE_SIZE ||
-        Headers->SizeOfImage > 0x4000000 || Headers->SizeOfHeaders > Headers->SizeOfImage ||
-        Headers->AddressOfEntryPoint >= Headers->SizeOfImage)
-        return STATUS_INVALID_IMAGE_FORMAT;
-    for (ULONG i = 0; i < Headers->NumberOfSections; i++, Section++)
-        if ((ULONG64)Section->PointerToRawData + Section->SizeOfRawData > Size ||
-            Section->VirtualAddress & (PAGE_SIZE - 1) ||
-            (ULONG64)Section->VirtualAddress + MAX(Section->VirtualSize, Section->SizeOfRawData) >
-                ROUND_TO_PAGES(Headers->SizeOfImage))
-            return STATUS_INVALID_IMAGE_FORMAT;
-    for (ULONG i = 0; i < 16; i++)
-        if (i != 4 &&
-            (ULONG64)Headers->DataDirectory[i].VirtualAddress + Headers->DataDirectory[i].Size >
-                Headers->SizeOfImage) /* 4: certificates, a file offset */
-            return STATUS_INVALID_IMAGE_FORMAT;
-    *Result = Headers;
-    return STATUS_SUCCESS;
-}
-
-static NTSTATUS MiRelocate(PUCHAR Image, PIMAGE_NT_HEADERS64 Headers) {
-    ULONG64 Delta = (ULONG64)Image - Headers->ImageBase;
-    PUCHAR Block = Image + Headers->DataDirectory[DIRECTORY_RELOCATION].VirtualAddress;
-    PUCHAR End = Block + Headers->DataDirectory[DIRECTORY_RELOCATION].Size;
-    while (Block + 8 <= End) {
-        ULONG Page = ((PULONG)Block)[0], Size = ((PULONG)Block)[1];
-        if (Size < 8 || Block + Size > End)
-            return STATUS_INVALID_IMAGE_FORMAT;
-        for (PUSHORT Entry = (PUSHORT)(Block + 8); (PUCHAR)Entry < Block + Size; Entry++) {
-            ULONG Target = Page + (*Entry & 0xFFF);
-            if (*Entry >> 12 == 10 && Target + 8 <= Headers->SizeOfImage)
-                *(PULONG64)(Image + Target) += Delta;
-            else if (*Entry >> 12 != 0)
-                return STATUS_INVALID_IMAGE_FORMAT;
-        }
-        Block += Size;
-    }
-    return STATUS_SUCCESS;
-}
-
-static NTSTATUS MiResolveImports(PUCHAR Image, PIMAGE_NT_HEADERS64 Headers, PCSTR FileName,
-                                 IO_LOAD_ERROR *Error) {
+static NTSTATUS MiResolveImports(
+    PUCHAR Image, PIMAGE_NT_HEADERS64 Headers, PCSTR FileName, IO_LOAD_ERROR *Error) {
     ULONG Rva = Headers->DataDirectory[DIRECTORY_IMPORT].VirtualAddress;
     ULONG Limit = Headers->SizeOfImage - (ULONG)sizeof(IMAGE_IMPORT_DESCRIPTOR);
     for (IMAGE_IMPORT_DESCRIPTOR *Import = (PVOID)(Image + Rva);
@@ -177,7 +85,7 @@ static NTSTATUS MiResolveImports(PUCHAR Image, PIMAGE_NT_HEADERS64 Headers, PCST
         if (RtlCompareTextInsensitive(Module, "ntoskrnl.exe") &&
             RtlCompareTextInsensitive(Module, "hal.dll")) {
             RtlFormat(Error->Text, sizeof(Error->Text), "%s needs %s, which is not here", FileName,
-                      Module);
+                Module);
             return STATUS_OBJECT_NAME_NOT_FOUND;
         }
         for (PULONG64 Thunk = (PULONG64)(Image + Import->FirstThunk);
@@ -190,7 +98,7 @@ static NTSTATUS MiResolveImports(PUCHAR Image, PIMAGE_NT_HEADERS64 Headers, PCST
             }
             if (!Function) {
                 RtlFormat(Error->Text, sizeof(Error->Text), "%s: unresolved import %s!%s", FileName,
-                          Module, Name);
+                    Module, Name);
                 return *Thunk >> 63 ? STATUS_ORDINAL_NOT_FOUND : STATUS_ENTRYPOINT_NOT_FOUND;
             }
             *Thunk = (ULONG64)Function;
@@ -202,15 +110,13 @@ static NTSTATUS MiResolveImports(PUCHAR Image, PIMAGE_NT_HEADERS64 Headers, PCST
 /* The /GS cookie of a driver built with one: random, 48 bits, never the default value. */
 static void MiSetSecurityCookie(PUCHAR Image, PIMAGE_NT_HEADERS64 Headers) {
     IMAGE_DATA_DIRECTORY *Config = &Headers->DataDirectory[DIRECTORY_LOAD_CONFIG];
-    if (Config->Size < 0x60)
-        return;
+    if (Config->Size < 0x60) return;
     ULONG64 Rva = *(PULONG64)(Image + Config->VirtualAddress + 0x58) - (ULONG64)Image;
-    if (Rva < Headers->SizeOfImage - 8)
-        *(PULONG64)(Image + Rva) = KiRandom() & 0xFFFFFFFFFFFF;
+    if (Rva < Headers->SizeOfImage - 8) *(PULONG64)(Image + Rva) = KiRandom() & 0xFFFFFFFFFFFF;
 }
 
-static NTSTATUS MiLoadImage(PCSTR VolumePath, PCSTR FileName, IO_LOAD_ERROR *Error,
-                            PKLDR_DATA_TABLE_ENTRY *Result) {
+static NTSTATUS MiLoadImage(
+    PCSTR VolumePath, PCSTR FileName, IO_LOAD_ERROR *Error, PKLDR_DATA_TABLE_ENTRY *Result) {
     PUCHAR File, Image = NULL;
     ULONG Size, Pages = 0;
     PIMAGE_NT_HEADERS64 Headers;
@@ -236,8 +142,8 @@ static NTSTATUS MiLoadImage(PCSTR VolumePath, PCSTR FileName, IO_LOAD_ERROR *Err
     memcpy(Image, File, Headers->SizeOfHeaders);
     for (ULONG i = 0; i < Count; i++)
         memcpy(Image + Sections[i].VirtualAddress, File + Sections[i].PointerToRawData,
-               Sections[i].SizeOfRawData);
-    if (!NT_SUCCESS(Status = MiRelocate(Image, Headers)))
+            Sections[i].SizeOfRawData);
+    if (!NT_SUCCESS(Status = MiRelocate(Image, Headers, (ULONG64)Image)))
         RtlFormat(Error->Text, sizeof(Error->Text), "%s has bad relocations", FileName);
     else
         Status = MiResolveImports(Image, Headers, FileName, Error);
@@ -252,14 +158,14 @@ static NTSTATUS MiLoadImage(PCSTR VolumePath, PCSTR FileName, IO_LOAD_ERROR *Err
         for (ULONG Offset = 0; Offset < MAX(Sections[i].VirtualSize, 1); Offset += PAGE_SIZE) {
             PUCHAR Page = Image + Sections[i].VirtualAddress + Offset;
             MiMapPage(Page, MiGetPhysicalAddress(Page),
-                      (Flags & 0x80000000 ? MI_WRITE : 0) | (Flags & 0x20000000 ? MI_EXECUTE : 0));
+                (Flags & SECTION_WRITE ? MI_WRITE : 0) | (Flags & SECTION_EXECUTE ? MI_EXECUTE : 0));
         }
     }
     MiMapPage(Image, MiGetPhysicalAddress(Image), 0);
     KiFree(File);
     CHAR FullName[300];
     RtlFormat(FullName, sizeof(FullName), "\\SystemRoot%s",
-              VolumePath + (RtlCompareTextInsensitiveN(VolumePath, "Windows", 7) ? 0 : 7));
+        VolumePath + (RtlCompareTextInsensitiveN(VolumePath, "Windows", 7) ? 0 : 7));
     *Result = MiInsertModule(Image, FullName, FileName);
     return STATUS_SUCCESS;
 }
@@ -277,8 +183,7 @@ static void MiUnloadImage(PKLDR_DATA_TABLE_ENTRY Entry) {
 PIO_DRIVER IopFindDriver(PCSTR Service) {
     for (PLIST_ENTRY Link = IopDrivers.Flink; Link != &IopDrivers; Link = Link->Flink) {
         PIO_DRIVER Driver = CONTAINING_RECORD(Link, IO_DRIVER, Link);
-        if (!RtlCompareTextInsensitive(Driver->Service, Service))
-            return Driver;
+        if (!RtlCompareTextInsensitive(Driver->Service, Service)) return Driver;
     }
     return NULL;
 }
@@ -287,26 +192,21 @@ NOINLINE NTSTATUS IopLoadDriver(PCSTR Service, IO_LOAD_ERROR *Error) {
     CHAR Key[200], ImagePath[200], Path[200];
     PKLDR_DATA_TABLE_ENTRY Module;
     Error->Text[0] = 0;
-    if (IopFindDriver(Service))
-        return STATUS_IMAGE_ALREADY_LOADED;
+    if (IopFindDriver(Service)) return STATUS_IMAGE_ALREADY_LOADED;
     RtlFormat(Key, sizeof(Key), CM_SERVICES "\\%s", Service);
-    if (!CmFindKey(Key))
-        return STATUS_OBJECT_NAME_NOT_FOUND;
+    if (!CmFindKey(Key)) return STATUS_OBJECT_NAME_NOT_FOUND;
     if (!NT_SUCCESS(CmQueryString(Key, "ImagePath", ImagePath, sizeof(ImagePath))))
         RtlFormat(ImagePath, sizeof(ImagePath), "System32\\drivers\\%s.sys", Service);
     NTSTATUS Status = IopVolumePath(ImagePath, Path, sizeof(Path));
     PCSTR FileName = Path;
     for (PCSTR Part = Path; *Part; Part++)
-        if (*Part == '\\')
-            FileName = Part + 1;
-    if (NT_SUCCESS(Status))
-        Status = MiLoadImage(Path, FileName, Error, &Module);
-    if (!NT_SUCCESS(Status))
-        return Status;
+        if (*Part == '\\') FileName = Part + 1;
+    if (NT_SUCCESS(Status)) Status = MiLoadImage(Path, FileName, Error, &Module);
+    if (!NT_SUCCESS(Status)) return Status;
     PIO_DRIVER Driver = ExAllocatePool2(0x40, sizeof(*Driver), 'virD');
     RtlCopyText(Driver->Service, sizeof(Driver->Service), Service);
     RtlFormat(Path, sizeof(Path), "\\Registry\\Machine\\System\\CurrentControlSet\\Services\\%s",
-              Service);
+        Service);
     RtlTextToUnicode(Path, &Driver->RegistryPath);
     RtlFormat(Path, sizeof(Path), "\\Driver\\%s", Service);
     RtlTextToUnicode(Path, &Driver->Object.DriverName);
@@ -329,10 +229,8 @@ NOINLINE NTSTATUS IopLoadDriver(PCSTR Service, IO_LOAD_ERROR *Error) {
 
 NTSTATUS IopUnloadDriver(PCSTR Service) {
     PIO_DRIVER Driver = IopFindDriver(Service);
-    if (!Driver)
-        return STATUS_NOT_FOUND;
-    if (!Driver->Object.DriverUnload)
-        return STATUS_NOT_SUPPORTED;
+    if (!Driver) return STATUS_NOT_FOUND;
+    if (!Driver->Object.DriverUnload) return STATUS_NOT_SUPPORTED;
     Driver->Object.DriverUnload(&Driver->Object);
     RemoveEntryList(&Driver->Link);
     MiUnloadImage(Driver->Object.DriverSection);
@@ -368,8 +266,7 @@ static struct {
 void IopSetServiceStatus(PCSTR Service, NTSTATUS Status) {
     for (ULONG i = 0; i < ARRAY_SIZE(IopServiceStatus); i++) {
         PCHAR Name = IopServiceStatus[i].Service;
-        if (*Name && RtlCompareTextInsensitive(Name, Service))
-            continue;
+        if (*Name && RtlCompareTextInsensitive(Name, Service)) continue;
         RtlCopyText(Name, sizeof(IopServiceStatus[i].Service), Service);
         IopServiceStatus[i].Status = Status;
         return;

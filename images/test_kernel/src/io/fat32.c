@@ -8,29 +8,27 @@
 #include "ki.h"
 
 #define SECTOR          512
-#define LINE_SECTORS    8 /* the cache reads 4 KiB at a time, and writes single sectors */
+#define LINE_SECTORS    32 /* the cache reads 16 KiB at a time, and writes single sectors */
+#define ENTRIES         (SECTOR / 4) /* of a sector of the FAT */
 #define CHAIN_END       0x0FFFFFFF
 #define CLUSTER_MASK    0x0FFFFFFF
 #define ROOT_ENTRY      0xFFFFFFFF /* EntryIndex of the root directory, which has no entry */
 #define SLOT_LIMIT      65536      /* entries of a directory */
-#define SLOTS           16         /* entries of a sector */
+#define SLOTS           (SECTOR / sizeof(DIRENT))
 #define SLOT_FREE       0xE5
 #define LONG_LAST       0x40
 #define LONG_CHARS      13
 #define LONG_SLOTS      20
 #define LOWER_BASE      0x08 /* case flags, as Windows NT writes them */
 #define LOWER_EXTENSION 0x10
+#define LABEL           0x08 /* attributes */
+#define LONG_NAME       0x0F
+#define DIRECTORY       0x10
+#define ARCHIVE         0x20
 #define UNKNOWN         0xFFFFFFFF
 
-enum {
-    ATTRIBUTE_LABEL = 0x08,
-    ATTRIBUTE_LONG = 0x0F,
-    ATTRIBUTE_DIRECTORY = 0x10,
-    ATTRIBUTE_ARCHIVE = 0x20
-};
-
 typedef struct __attribute__((packed)) _BOOT_SECTOR { /* section 3 */
-    UCHAR Jump[3], Oem[8];
+    UCHAR Jump[11];
     USHORT BytesPerSector;
     UCHAR SectorsPerCluster;
     USHORT ReservedSectors;
@@ -38,13 +36,10 @@ typedef struct __attribute__((packed)) _BOOT_SECTOR { /* section 3 */
     USHORT RootEntries, Sectors16;
     UCHAR Media;
     USHORT FatSectors16, Geometry[2];
-    ULONG HiddenSectors, Sectors, FatSectors;
-    USHORT Flags, Version;
-    ULONG RootCluster;
-    USHORT InfoSector, BackupSector;
+    ULONG HiddenSectors, Sectors, FatSectors, FlagsAndVersion, RootCluster;
+    USHORT InfoSector;
 } BOOT_SECTOR;
 ASSERT_OFFSET(BOOT_SECTOR, InfoSector, 48);
-
 typedef struct _DIRENT { /* section 6; a long name's slots overlay it (section 7) */
     UCHAR Name[11], Attributes, CaseFlags, CreateTenMs;
     USHORT CreateTime, CreateDate, AccessDate, ClusterHigh, WriteTime, WriteDate, ClusterLow;
@@ -64,48 +59,40 @@ static struct {
     ULONG Line, Used; /* Line + 1, 0 = empty */
     UCHAR Data[LINE_SECTORS * SECTOR] __attribute__((aligned(16)));
 } Cache[8];
-static ULONG CacheClock;
+static ULONG CacheClock, PlaceClock;
 /* The last places looked up in chains, so that going on from there is cheap. */
 static struct { ULONG First, Index, Cluster; } Places[16];
-static ULONG PlaceClock;
-static UCHAR Bounce[SECTOR] __attribute__((aligned(16)));
 
-static void FatUnlock(int *Unused) {
-    UNREFERENCED(Unused);
-    KiReleaseMutex(&FatMutex);
-}
+static void FatUnlock(int *Unused) { KiReleaseMutex((UNREFERENCED(Unused), &FatMutex)); }
 #define LOCK_UNTIL_RETURN                                                                          \
     __attribute__((cleanup(FatUnlock))) int Locked = (KiAcquireMutex(&FatMutex), 0);               \
     UNREFERENCED(Locked)
 
-/* -- metadata sectors ---------------------------------------------------------------------------
- */
 /* A sector in the cache, good until a few other lines were used; NULL when it cannot be read. */
 static PUCHAR FatSector(ULONG Sector) {
-    ULONG Line = Sector / LINE_SECTORS, Slot = 0;
-    for (ULONG Index = 0; Index < ARRAY_SIZE(Cache); Index++) {
-        if (Cache[Index].Line == Line + 1) {
-            Slot = Index;
-            break;
-        }
-        if (Cache[Index].Used < Cache[Slot].Used) Slot = Index;
+    ULONG Line = Sector / LINE_SECTORS, Start = Line * LINE_SECTORS, Slot = 0;
+    for (ULONG Index = 0; Index < ARRAY_SIZE(Cache) && Cache[Slot].Line != Line + 1; Index++) {
+        if (Cache[Index].Line == Line + 1 || Cache[Index].Used < Cache[Slot].Used) Slot = Index;
     }
     Cache[Slot].Used = ++CacheClock;
     if (Cache[Slot].Line != Line + 1) {
-        ULONG Start = Line * LINE_SECTORS, Count = MIN(LINE_SECTORS, Volume.Sectors - Start);
         Cache[Slot].Line = 0;
+        ULONG Count = MIN(LINE_SECTORS, Volume.Sectors - Start);
         if (!NT_SUCCESS(HalDiskRead(Volume.Lba + Start, Count, Cache[Slot].Data))) return NULL;
         Cache[Slot].Line = Line + 1;
     }
     return Cache[Slot].Data + Sector % LINE_SECTORS * SECTOR;
 }
-/* Writes a sector changed in the cache, and the same sector of the other FATs. */
-static NTSTATUS FatCommit(ULONG Sector) {
-    PUCHAR Data = FatSector(Sector);
-    BOOLEAN InFat = Sector >= Volume.FatStart && Sector < Volume.FatStart + Volume.FatSectors;
-    NTSTATUS Status = Data ? STATUS_SUCCESS : STATUS_IO_DEVICE_ERROR;
+/* Writes the changed sector that `Changed` points into, and the same sector of the other FATs. */
+static NTSTATUS FatCommit(const void *Changed) {
+    ULONG Slot = ((ULONG64)Changed - (ULONG64)Cache) / sizeof(Cache[0]);
+    ULONG Within = ((ULONG64)Changed - (ULONG64)Cache[Slot].Data) / SECTOR;
+    ULONG Sector = (Cache[Slot].Line - 1) * LINE_SECTORS + Within;
+    BOOLEAN InFat = Sector - Volume.FatStart < Volume.FatSectors;
+    NTSTATUS Status = STATUS_SUCCESS;
     for (ULONG Copy = 0; NT_SUCCESS(Status) && Copy < (InFat ? Volume.FatCount : 1); Copy++)
-        Status = HalDiskWrite(Volume.Lba + Sector + Copy * Volume.FatSectors, 1, Data);
+        Status = HalDiskWrite(
+            Volume.Lba + Sector + Copy * Volume.FatSectors, 1, Cache[Slot].Data + Within * SECTOR);
     if (!NT_SUCCESS(Status)) { /* what the disk holds now is not known */
         memset(Cache, 0, sizeof(Cache));
         Volume.Free = UNKNOWN;
@@ -113,15 +100,13 @@ static NTSTATUS FatCommit(ULONG Sector) {
     return Status;
 }
 
-/* -- clusters -----------------------------------------------------------------------------------
- */
+/* -- clusters ---------------------------------------------------------------------------------- */
 static ULONG FatClusterSector(ULONG Cluster) {
     return Volume.DataStart + (Cluster - 2) * Volume.SectorsPerCluster;
 }
-static ULONG FatEntrySector(ULONG Cluster) { return Volume.FatStart + Cluster / (SECTOR / 4); }
 static PULONG FatEntry(ULONG Cluster) {
-    PUCHAR Data = FatSector(FatEntrySector(Cluster));
-    return Data ? (PULONG)Data + Cluster % (SECTOR / 4) : NULL;
+    PUCHAR Data = FatSector(Volume.FatStart + Cluster / ENTRIES);
+    return Data ? (PULONG)Data + Cluster % ENTRIES : NULL;
 }
 /* The next cluster of a chain; 0 at its end, 1 where it is broken or unreadable. */
 static ULONG FatNextCluster(ULONG Cluster) {
@@ -140,18 +125,16 @@ static ULONG FatWalk(ULONG First, PULONG Index) {
             Cluster = Places[Slot].Cluster;
         }
     }
-    ULONG Start = At;
+    ULONG Known = At;
     for (; At < *Index && (Next = FatNextCluster(Cluster)) != 0; At++, Cluster = Next) {
         if (Next == 1) return 1;
     }
-    if (At > Start) {
-        ULONG Slot = PlaceClock++ % ARRAY_SIZE(Places);
-        Places[Slot].First = First;
-        Places[Slot].Index = At;
-        Places[Slot].Cluster = Cluster;
-    }
     *Index = At;
-    return Cluster;
+    if (At == Known) return Cluster;
+    ULONG Slot = PlaceClock++ % ARRAY_SIZE(Places);
+    Places[Slot].First = First;
+    Places[Slot].Index = At;
+    return Places[Slot].Cluster = Cluster;
 }
 static ULONG FatClusterAt(ULONG First, ULONG Index) {
     ULONG At = Index, Cluster = FatWalk(First, &At);
@@ -161,147 +144,123 @@ static NTSTATUS FatSetNext(ULONG Cluster, ULONG Next) {
     PULONG Entry = FatEntry(Cluster);
     if (!Entry) return STATUS_IO_DEVICE_ERROR;
     *Entry = (*Entry & ~CLUSTER_MASK) | Next;
-    return FatCommit(FatEntrySector(Cluster));
+    return FatCommit(Entry);
 }
 /* The count in FSInfo is a hint that a power cut leaves wrong: count, once a mount. */
 static NTSTATUS FatCountFree(void) {
-    enum { PIECE = 128 };
-    if (Volume.Free != UNKNOWN) return STATUS_SUCCESS;
-    PULONG Buffer = KiAllocate(PIECE * SECTOR);
-    if (!Buffer) return STATUS_INSUFFICIENT_RESOURCES;
-    NTSTATUS Status = STATUS_SUCCESS;
     ULONG Free = 0;
-    for (ULONG Cluster = 0; NT_SUCCESS(Status) && Cluster <= Volume.LastCluster; Cluster++) {
-        ULONG Sector = Cluster / (SECTOR / 4), At = Cluster % (PIECE * SECTOR / 4);
-        if (At == 0)
-            Status = HalDiskRead(Volume.Lba + Volume.FatStart + Sector,
-                MIN(PIECE, Volume.FatSectors - Sector), Buffer);
-        Free += NT_SUCCESS(Status) && Cluster >= 2 && !(Buffer[At] & CLUSTER_MASK);
+    if (Volume.Free != UNKNOWN) return STATUS_SUCCESS;
+    for (ULONG Cluster = 0; Cluster <= Volume.LastCluster; Cluster += ENTRIES) {
+        PULONG Entry = FatEntry(Cluster);
+        if (!Entry) return STATUS_IO_DEVICE_ERROR;
+        for (ULONG Index = 0; Index < MIN(ENTRIES, Volume.LastCluster + 1 - Cluster); Index++)
+            Free += !(Entry[Index] & CLUSTER_MASK); /* the first two are never 0 */
     }
-    KiFree(Buffer);
-    if (NT_SUCCESS(Status)) Volume.Free = Free;
-    return Status;
+    Volume.Free = Free;
+    return STATUS_SUCCESS;
 }
 static void FatWriteInfo(void) { /* section 5; advisory, so a failure does not matter */
     PUCHAR Info = Volume.InfoSector ? FatSector(Volume.InfoSector) : NULL;
-    if (Info) {
-        memcpy(Info + 488, &Volume.Free, 4);
-        memcpy(Info + 492, &Volume.NextFree, 4);
-        FatCommit(Volume.InfoSector);
-    }
+    if (!Info) return;
+    memcpy(Info + 488, &Volume.Free, 4);
+    memcpy(Info + 492, &Volume.NextFree, 4);
+    FatCommit(Info);
 }
 static NTSTATUS FatFreeChain(ULONG Cluster) {
-    NTSTATUS Status = FatCountFree();
+    TRY(FatCountFree());
     memset(Places, 0, sizeof(Places));
-    while (NT_SUCCESS(Status) && Cluster >= 2) {
-        ULONG Sector = FatEntrySector(Cluster);
-        do {
-            ULONG Next = FatNextCluster(Cluster);
-            PULONG Entry = FatEntry(Cluster);
-            if (!Entry) return STATUS_IO_DEVICE_ERROR;
-            *Entry &= ~CLUSTER_MASK;
-            Volume.Free++;
-            Cluster = Next;
-        } while (Cluster >= 2 && FatEntrySector(Cluster) == Sector);
-        Status = FatCommit(Sector);
+    while (Cluster >= 2) {
+        ULONG Next = FatNextCluster(Cluster);
+        PULONG Entry = FatEntry(Cluster);
+        if (!Entry) return STATUS_IO_DEVICE_ERROR;
+        *Entry &= ~CLUSTER_MASK;
+        Volume.Free++;
+        if (Next < 2 || Next / ENTRIES != Cluster / ENTRIES) TRY(FatCommit(Entry));
+        Cluster = Next;
     }
     FatWriteInfo();
-    return Status;
+    return STATUS_SUCCESS;
 }
 /* A new chain of `Count` clusters, next fit, best right behind `Near`. Nothing points at it yet. */
 static NTSTATUS FatAllocateChain(ULONG Count, ULONG Near, PULONG First) {
-    ULONG Tail = 0, Cluster = Near ? Near + 1 : Volume.NextFree, Left = Count;
-    NTSTATUS Status = FatCountFree();
-    *First = 0;
-    if (NT_SUCCESS(Status) && Count > Volume.Free) return STATUS_DISK_FULL;
-    for (ULONG Tried = 0; NT_SUCCESS(Status) && Left; Tried++, Cluster++) {
+    ULONG Tail = 0, Cluster = Near ? Near + 1 : Volume.NextFree;
+    TRY(FatCountFree());
+    if (Count > Volume.Free) return STATUS_DISK_FULL;
+    for (ULONG Left = Count; Left; Cluster++) {
         if (Cluster < 2 || Cluster > Volume.LastCluster) Cluster = 2;
         PULONG Entry = FatEntry(Cluster);
-        Status = Entry ? STATUS_SUCCESS : STATUS_IO_DEVICE_ERROR;
-        if (Tried > Volume.LastCluster) Status = STATUS_DISK_FULL;
-        if (!NT_SUCCESS(Status) || *Entry & CLUSTER_MASK) continue;
-        /* The free run from here to the end of this sector of the FAT: chain it, then link it. */
-        ULONG Start = Cluster;
-        for (;; Cluster++, Entry++) {
-            BOOLEAN More = --Left && Cluster < Volume.LastCluster && (Cluster + 1) % (SECTOR / 4) &&
-                           !(Entry[1] & CLUSTER_MASK);
-            *Entry = (*Entry & ~CLUSTER_MASK) | (More ? Cluster + 1 : CHAIN_END);
+        if (!Entry) return STATUS_IO_DEVICE_ERROR;
+        if (*Entry & CLUSTER_MASK) continue;
+        ULONG Start = Cluster; /* of a free run inside this sector: chain it, then link it */
+        for (BOOLEAN More = TRUE; More; Entry++) {
+            More = --Left && Cluster < Volume.LastCluster && (Cluster + 1) % ENTRIES &&
+                   !(Entry[1] & CLUSTER_MASK);
+            *Entry = (*Entry & ~CLUSTER_MASK) | (More ? ++Cluster : CHAIN_END);
             Volume.Free--;
-            if (!More) break;
         }
-        Status = FatCommit(FatEntrySector(Start));
-        if (NT_SUCCESS(Status) && Tail) Status = FatSetNext(Tail, Start);
-        if (!*First) *First = Start;
+        TRY(FatCommit(Entry - 1));
+        if (Tail)
+            TRY(FatSetNext(Tail, Start));
+        else
+            *First = Start;
         Tail = Cluster;
     }
-    if (NT_SUCCESS(Status)) {
-        Volume.NextFree = Cluster;
-        FatWriteInfo();
-    } else if (*First) {
-        FatFreeChain(*First);
-    }
-    return Status;
+    Volume.NextFree = Cluster;
+    FatWriteInfo();
+    return STATUS_SUCCESS;
 }
 /* Moves `Length` bytes that lie inside the chain; a NULL buffer writes zeros. */
 static NTSTATUS FatTransfer(ULONG First, ULONG Offset, PUCHAR Buffer, ULONG Length, BOOLEAN Write) {
-    static UCHAR Zeros[LINE_SECTORS * SECTOR] __attribute__((aligned(16)));
-    NTSTATUS Status = STATUS_SUCCESS;
-    while (NT_SUCCESS(Status) && Length) {
+    static UCHAR Zeros[8 * SECTOR], Bounce[SECTOR] __attribute__((aligned(16)));
+    for (ULONG Run; Length; Offset += Run, Length -= Run) {
         ULONG Cluster = FatClusterAt(First, Offset / Volume.ClusterBytes), Next = Cluster;
         if (Cluster < 2) return STATUS_DISK_CORRUPT_ERROR;
         ULONG Within = Offset % Volume.ClusterBytes, Skip = Offset % SECTOR;
         ULONG64 Lba = Volume.Lba + FatClusterSector(Cluster) + Within / SECTOR;
-        ULONG Run = Volume.ClusterBytes - Within;
-        while (Run < Length && FatNextCluster(Next) == Next + 1) {
-            Run += Volume.ClusterBytes;
+        for (Run = Volume.ClusterBytes - Within; Run < Length; Run += Volume.ClusterBytes) {
+            if (FatNextCluster(Next) != Next + 1) break;
             Next++;
         }
         Run = MIN(Run, Buffer ? Length : MIN(Length, sizeof(Zeros)));
         PUCHAR Data = Buffer ? Buffer : Zeros;
         if (Skip || Run < SECTOR) {
             Run = MIN(Run, SECTOR - Skip);
-            Status = HalDiskRead(Lba, 1, Bounce);
-            if (NT_SUCCESS(Status) && Write) {
-                memcpy(Bounce + Skip, Data, Run);
-                Status = HalDiskWrite(Lba, 1, Bounce);
-            } else if (NT_SUCCESS(Status)) {
-                memcpy(Data, Bounce + Skip, Run);
-            }
+            TRY(HalDiskRead(Lba, 1, Bounce));
+            memcpy(Write ? Bounce + Skip : Data, Write ? Data : Bounce + Skip, Run);
+            if (Write) TRY(HalDiskWrite(Lba, 1, Bounce));
         } else {
             Run -= Run % SECTOR;
-            Status = Write ? HalDiskWrite(Lba, Run / SECTOR, Data)
-                           : HalDiskRead(Lba, Run / SECTOR, Data);
+            TRY(Write ? HalDiskWrite(Lba, Run / SECTOR, Data)
+                      : HalDiskRead(Lba, Run / SECTOR, Data));
         }
-        Buffer = Buffer ? Buffer + Run : NULL;
-        Offset += Run;
-        Length -= Run;
+        if (Buffer) Buffer += Run;
     }
-    return Status;
+    return STATUS_SUCCESS;
 }
-/* Makes a chain at least `Bytes` long; *First may become the first cluster of an empty file. */
-static NTSTATUS FatReserve(PULONG First, ULONG Bytes) {
+/* Makes a chain at least `Bytes` long; *First may become the first cluster of an empty file. What
+ * directories get is zeroed before it is linked. */
+static NTSTATUS FatReserve(PULONG First, ULONG Bytes, BOOLEAN ForDirectory) {
     ULONG Wanted = Bytes / Volume.ClusterBytes + !!(Bytes % Volume.ClusterBytes);
-    ULONG At = Wanted - 1, Tail, New;
-    if (!Wanted) return STATUS_SUCCESS;
-    Tail = FatWalk(*First, &At);
+    ULONG At = Wanted - 1, New, Tail = FatWalk(*First, &At);
     if (Tail == 1) return STATUS_DISK_CORRUPT_ERROR;
-    if (Tail && At == Wanted - 1) return STATUS_SUCCESS;
-    NTSTATUS Status = FatAllocateChain(Tail ? Wanted - 1 - At : Wanted, Tail, &New);
-    if (NT_SUCCESS(Status) && Tail)
-        Status = FatSetNext(Tail, New);
-    else if (NT_SUCCESS(Status))
-        *First = New;
-    return Status;
+    if (!Wanted || (Tail && At == Wanted - 1)) return STATUS_SUCCESS;
+    ULONG Missing = Tail ? Wanted - 1 - At : Wanted;
+    TRY(FatAllocateChain(Missing, Tail, &New));
+    if (ForDirectory) {
+        TRY(FatTransfer(New, 0, NULL, Missing * Volume.ClusterBytes, TRUE));
+        memset(Cache, 0, sizeof(Cache)); /* it may hold what was there before */
+    }
+    if (Tail) return FatSetNext(Tail, New);
+    *First = New;
+    return STATUS_SUCCESS;
 }
 
-/* -- directories --------------------------------------------------------------------------------
- */
-static NTSTATUS FatSlot(ULONG Directory, ULONG Index, PDIRENT *Slot, PULONG Sector) {
+/* -- directories ------------------------------------------------------------------------------- */
+static NTSTATUS FatSlot(ULONG Directory, ULONG Index, PDIRENT *Slot) {
     ULONG Offset = Index * sizeof(DIRENT);
     ULONG Cluster = Index < SLOT_LIMIT ? FatClusterAt(Directory, Offset / Volume.ClusterBytes) : 0;
     if (Cluster < 2) return Cluster ? STATUS_DISK_CORRUPT_ERROR : STATUS_NO_MORE_FILES;
-    *Sector = FatClusterSector(Cluster) + Offset % Volume.ClusterBytes / SECTOR;
-    PUCHAR Data = FatSector(*Sector);
+    PUCHAR Data = FatSector(FatClusterSector(Cluster) + Offset % Volume.ClusterBytes / SECTOR);
     *Slot = (PDIRENT)(Data + Offset % SECTOR);
     return Data ? STATUS_SUCCESS : STATUS_IO_DEVICE_ERROR;
 }
@@ -328,18 +287,19 @@ static PCHAR FatShortPart(const UCHAR *Name, ULONG Length, BOOLEAN Lower, PCHAR 
         *Text++ = *Name > 0x7E ? '?' : Lower && *Name >= 'A' && *Name <= 'Z' ? *Name + 32 : *Name;
     return Text;
 }
-static void FatShortText(const DIRENT *Entry, ULONG CaseFlags, PCHAR Text) {
-    Text = FatShortPart(Entry->Name, 8, CaseFlags & LOWER_BASE, Text);
-    if (Entry->Name[8] != ' ') {
-        *Text++ = '.';
-        Text = FatShortPart(Entry->Name + 8, 3, CaseFlags & LOWER_EXTENSION, Text);
-    }
-    *Text = 0;
+static void FatShortText(const UCHAR *Name, ULONG CaseFlags, PCHAR Text) {
+    Text = FatShortPart(Name, 8, CaseFlags & LOWER_BASE, Text);
+    if (Name[8] != ' ') *Text++ = '.';
+    *FatShortPart(Name + 8, 3, CaseFlags & LOWER_EXTENSION, Text) = 0;
 }
-static UCHAR FatShortChecksum(const UCHAR *Name) { /* section 7.2 */
+static UCHAR FatChecksum(const UCHAR *Name) { /* section 7.2 */
     UCHAR Sum = 0;
     for (int Index = 0; Index < 11; Index++) Sum = (Sum << 7 | Sum >> 1) + Name[Index];
     return Sum;
+}
+static void FatSetCluster(PDIRENT Entry, ULONG Cluster) {
+    Entry->ClusterHigh = Cluster >> 16;
+    Entry->ClusterLow = Cluster;
 }
 static void FatLoadEntry(const DIRENT *Entry, PFAT_FILE File) {
     File->FirstCluster = (ULONG)Entry->ClusterHigh << 16 | Entry->ClusterLow;
@@ -349,151 +309,131 @@ static void FatLoadEntry(const DIRENT *Entry, PFAT_FILE File) {
     File->CreateTime = FatTimeFromDisk(Entry->CreateDate, Entry->CreateTime, Entry->CreateTenMs);
     memcpy(File->ShortName, Entry->Name, sizeof(File->ShortName));
 }
-/* The next file at or behind *Cursor, which is left on its 8.3 entry. *FirstSlot: where its slots
- * begin; Alias: its 8.3 name. Volume labels, "." and ".." are passed over. */
-static NTSTATUS FatScan(
-    ULONG Directory, PULONG Cursor, PFAT_FILE File, PULONG FirstSlot, PCHAR Alias) {
-    ULONG Expected = UNKNOWN, Start = 0, Sector; /* Expected: ordinal of the next long slot */
+/* The next file at or behind *Cursor, which is left on its 8.3 entry. Volume labels, "." and ".."
+ * are passed over. */
+static NTSTATUS FatScan(ULONG Directory, PULONG Cursor, PFAT_FILE File) {
+    ULONG Expected = UNKNOWN; /* ordinal of the next slot of a long name, 0: of its 8.3 entry */
     UCHAR Checksum = 0;
-    PDIRENT Entry;
     for (;; ++*Cursor) {
-        NTSTATUS Status = FatSlot(Directory, *Cursor, &Entry, &Sector);
-        if (!NT_SUCCESS(Status)) return Status;
-        if (!Entry->Name[0]) return STATUS_NO_MORE_FILES;
-        if (Entry->Name[0] == SLOT_FREE || Entry->Name[0] == '.') {
+        PDIRENT Entry;
+        TRY(FatSlot(Directory, *Cursor, &Entry));
+        PUCHAR Slot = (PUCHAR)Entry;
+        BOOLEAN Long = (Entry->Attributes & 0x3F) == LONG_NAME;
+        if (!Slot[0]) return STATUS_NO_MORE_FILES;
+        if (Slot[0] == SLOT_FREE || Slot[0] == '.' || (!Long && Entry->Attributes & LABEL)) {
             Expected = UNKNOWN;
-        } else if ((Entry->Attributes & 0x3F) == ATTRIBUTE_LONG) {
-            PUCHAR Slot = (PUCHAR)Entry;
-            if (Slot[0] & LONG_LAST) {
-                Start = *Cursor;
-                Expected = Slot[0] & ~LONG_LAST;
-                Checksum = Slot[13];
-                memset(File->Name, 0, sizeof(File->Name));
-            }
-            if (!Expected || Expected > LONG_SLOTS || (Slot[0] & ~LONG_LAST) != Expected ||
-                Slot[13] != Checksum) {
-                Expected = UNKNOWN;
-                continue;
-            }
-            Expected--;
-            for (ULONG Index = 0; Index < LONG_CHARS; Index++) {
-                USHORT Character = Slot[LongOffsets[Index]] | Slot[LongOffsets[Index] + 1] << 8;
-                ULONG At = Expected * LONG_CHARS + Index;
-                if (At < sizeof(File->Name) - 1 && Character != 0xFFFF)
-                    File->Name[At] = Character > 0x7E ? '?' : Character;
-            }
-        } else if (Entry->Attributes & ATTRIBUTE_LABEL) {
-            Expected = UNKNOWN;
-        } else {
-            BOOLEAN Long = Expected == 0 && Checksum == FatShortChecksum(Entry->Name);
-            if (!Long) FatShortText(Entry, Entry->CaseFlags, File->Name);
-            FatShortText(Entry, 0, Alias);
+            continue;
+        }
+        if (!Long) {
+            if (Expected || Checksum != FatChecksum(Slot))
+                FatShortText(Slot, Entry->CaseFlags, File->Name);
             FatLoadEntry(Entry, File);
             File->DirectoryCluster = Directory;
             File->EntryIndex = *Cursor;
-            *FirstSlot = Long ? Start : *Cursor;
             return STATUS_SUCCESS;
+        }
+        if (Slot[0] & LONG_LAST) {
+            Expected = Slot[0] & ~LONG_LAST;
+            Checksum = Slot[13];
+            memset(File->Name, 0, sizeof(File->Name));
+        }
+        BOOLEAN Good = Expected && Expected <= LONG_SLOTS && (Slot[0] & ~LONG_LAST) == Expected &&
+                       Slot[13] == Checksum;
+        Expected = Good ? Expected - 1 : UNKNOWN;
+        for (ULONG Index = 0; Good && Index < LONG_CHARS; Index++) {
+            USHORT Character = Slot[LongOffsets[Index]] | Slot[LongOffsets[Index] + 1] << 8;
+            ULONG At = Expected * LONG_CHARS + Index;
+            if (At < sizeof(File->Name) - 1 && Character != 0xFFFF)
+                File->Name[At] = Character > 0x7E ? '?' : Character;
         }
     }
 }
 /* By long or by 8.3 name, without case. NO_MORE_FILES: there is none. */
 static NTSTATUS FatFind(ULONG Directory, PCSTR Name, PFAT_FILE File) {
     CHAR Alias[13];
-    ULONG FirstSlot;
-    SIZE_T Bytes = strlen(Name) + 1;
     for (ULONG Cursor = 0;; Cursor++) {
-        NTSTATUS Status = FatScan(Directory, &Cursor, File, &FirstSlot, Alias);
-        if (!NT_SUCCESS(Status) || !RtlCompareTextInsensitiveN(File->Name, Name, Bytes) ||
-            !RtlCompareTextInsensitiveN(Alias, Name, Bytes))
-            return Status;
+        TRY(FatScan(Directory, &Cursor, File));
+        FatShortText(File->ShortName, 0, Alias);
+        if (!RtlCompareTextInsensitive(File->Name, Name) || !RtlCompareTextInsensitive(Alias, Name))
+            return STATUS_SUCCESS;
     }
 }
 /* With `Leaf` (256 bytes) finds the directory a path's last part lies in, and copies that part. */
 static NTSTATUS FatResolve(PCSTR Path, PFAT_FILE File, PCHAR Leaf) {
     CHAR Name[256];
-    memset(File, 0, sizeof(*File));
-    File->FirstCluster = Volume.RootCluster;
-    File->EntryIndex = ROOT_ENTRY;
-    File->Attributes = ATTRIBUTE_DIRECTORY;
+    *File = (FAT_FILE){
+        .FirstCluster = Volume.RootCluster, .EntryIndex = ROOT_ENTRY, .Attributes = DIRECTORY};
     for (;;) {
         ULONG Length = 0;
         while (*Path == '\\') Path++;
         while (*Path && *Path != '\\' && Length < sizeof(Name) - 1) Name[Length++] = *Path++;
         Name[Length] = 0;
-        if (*Path && *Path != '\\') return STATUS_OBJECT_NAME_INVALID;
-        if (!Length) return Leaf ? STATUS_OBJECT_NAME_INVALID : STATUS_SUCCESS;
+        if ((*Path && *Path != '\\') || (!Length && Leaf)) return STATUS_OBJECT_NAME_INVALID;
+        if (!Length) return STATUS_SUCCESS;
         while (*Path == '\\') Path++;
-        if (!(File->Attributes & ATTRIBUTE_DIRECTORY)) return STATUS_OBJECT_PATH_NOT_FOUND;
+        if (!(File->Attributes & DIRECTORY)) return STATUS_OBJECT_PATH_NOT_FOUND;
         if (Leaf && !*Path) {
-            memcpy(Leaf, Name, Length + 1);
+            memcpy(Leaf, Name, sizeof(Name));
             return STATUS_SUCCESS;
         }
         NTSTATUS Status = FatFind(File->FirstCluster, Name, File);
         if (Status == STATUS_NO_MORE_FILES)
-            return *Path ? STATUS_OBJECT_PATH_NOT_FOUND : STATUS_OBJECT_NAME_NOT_FOUND;
-        if (!NT_SUCCESS(Status)) return Status;
+            Status = *Path ? STATUS_OBJECT_PATH_NOT_FOUND : STATUS_OBJECT_NAME_NOT_FOUND;
+        TRY(Status);
     }
 }
 /* Reads a file's entry again: another handle may have grown, replaced or deleted it. */
 static NTSTATUS FatRefresh(PFAT_FILE File) {
     PDIRENT Entry;
-    ULONG Sector;
     if (File->EntryIndex == ROOT_ENTRY) return STATUS_SUCCESS;
-    NTSTATUS Status = FatSlot(File->DirectoryCluster, File->EntryIndex, &Entry, &Sector);
-    if (!NT_SUCCESS(Status) || memcmp(Entry->Name, File->ShortName, sizeof(File->ShortName)))
-        return NT_SUCCESS(Status) ? STATUS_NO_SUCH_FILE : Status;
+    TRY(FatSlot(File->DirectoryCluster, File->EntryIndex, &Entry));
+    if (memcmp(Entry->Name, File->ShortName, sizeof(File->ShortName))) return STATUS_NO_SUCH_FILE;
     FatLoadEntry(Entry, File);
     return STATUS_SUCCESS;
 }
-/* Writes size and first cluster back, as changed now. */
-static NTSTATUS FatUpdate(PFAT_FILE File) {
+static NTSTATUS FatRefreshData(PFAT_FILE File) {
+    TRY(FatRefresh(File));
+    return File->Attributes & DIRECTORY ? STATUS_FILE_IS_A_DIRECTORY : STATUS_SUCCESS;
+}
+/* Writes first cluster and size of a file that changed now. */
+static NTSTATUS FatUpdate(PFAT_FILE File, ULONG First, ULONG Size) {
     PDIRENT Entry;
-    ULONG Sector;
-    NTSTATUS Status = FatSlot(File->DirectoryCluster, File->EntryIndex, &Entry, &Sector);
-    if (!NT_SUCCESS(Status)) return Status;
-    Entry->ClusterHigh = File->FirstCluster >> 16;
-    Entry->ClusterLow = File->FirstCluster;
-    Entry->Size = File->Size;
-    Entry->Attributes |= ATTRIBUTE_ARCHIVE;
+    TRY(FatSlot(File->DirectoryCluster, File->EntryIndex, &Entry));
+    FatSetCluster(Entry, First);
+    Entry->Size = Size;
+    Entry->Attributes |= ARCHIVE;
     FatTimeToDisk(KiQuerySystemTime(), &Entry->WriteDate, &Entry->WriteTime);
     Entry->AccessDate = Entry->WriteDate;
     FatLoadEntry(Entry, File);
-    return FatCommit(Sector);
+    return FatCommit(Entry);
 }
 /* Writes slots, or frees them (`Set` NULL): the last sector first, each once. */
 static NTSTATUS FatWriteSlots(ULONG Directory, ULONG Start, ULONG Count, const DIRENT *Set) {
-    NTSTATUS Status = STATUS_SUCCESS;
-    PDIRENT Entry;
-    ULONG Sector;
-    for (ULONG Index = Count; NT_SUCCESS(Status) && Index--;) {
-        Status = FatSlot(Directory, Start + Index, &Entry, &Sector);
-        if (!NT_SUCCESS(Status)) break;
+    for (ULONG Index = Count; Index--;) {
+        PDIRENT Entry;
+        TRY(FatSlot(Directory, Start + Index, &Entry));
         if (Set)
             *Entry = Set[Index];
         else
             Entry->Name[0] = SLOT_FREE;
-        if (Index == 0 || (Start + Index) % SLOTS == 0) Status = FatCommit(Sector);
+        if (Index == 0 || (Start + Index) % SLOTS == 0) TRY(FatCommit(Entry));
     }
-    return Status;
+    return STATUS_SUCCESS;
 }
-static NTSTATUS FatZeroCluster(ULONG Cluster) { /* through the cache: it becomes a directory */
-    NTSTATUS Status = STATUS_SUCCESS;
-    for (ULONG Index = 0; NT_SUCCESS(Status) && Index < Volume.SectorsPerCluster; Index++) {
-        PUCHAR Data = FatSector(FatClusterSector(Cluster) + Index);
-        if (!Data) return STATUS_IO_DEVICE_ERROR;
-        memset(Data, 0, SECTOR);
-        Status = FatCommit(FatClusterSector(Cluster) + Index);
+/* Where the slots of a file begin: its long name's go before its 8.3 entry, ordinals rising. */
+static NTSTATUS FatFirstSlot(PFAT_FILE File, PULONG First) {
+    UCHAR Checksum = FatChecksum(File->ShortName), Ordinal = 0;
+    *First = File->EntryIndex;
+    while (*First && !(Ordinal & LONG_LAST)) {
+        PDIRENT Entry;
+        TRY(FatSlot(File->DirectoryCluster, *First - 1, &Entry));
+        PUCHAR Slot = (PUCHAR)Entry;
+        if (Slot[11] != LONG_NAME || Slot[13] != Checksum || (Slot[0] & ~LONG_LAST) != Ordinal + 1)
+            break;
+        Ordinal = Slot[0];
+        --*First;
     }
-    return Status;
-}
-static NTSTATUS FatGrowDirectory(ULONG Directory, ULONG SlotCount) {
-    ULONG At = SlotCount * sizeof(DIRENT) / Volume.ClusterBytes, New;
-    ULONG Tail = FatWalk(Directory, &At);
-    if (Tail < 2 || SlotCount >= SLOT_LIMIT)
-        return Tail < 2 ? STATUS_DISK_CORRUPT_ERROR : STATUS_DISK_FULL;
-    NTSTATUS Status = FatAllocateChain(1, Tail, &New);
-    if (NT_SUCCESS(Status)) Status = FatZeroCluster(New);
-    return NT_SUCCESS(Status) ? FatSetNext(Tail, New) : Status;
+    return STATUS_SUCCESS;
 }
 
 /* A name's 8.3 form (section 7.4 and as Windows NT does it: four numbered tails, then two
@@ -501,8 +441,8 @@ static NTSTATUS FatGrowDirectory(ULONG Directory, ULONG SlotCount) {
  * well. `Self` is the entry being renamed, whose old alias is free. */
 static NTSTATUS FatMakeAlias(
     ULONG Directory, PCSTR Name, ULONG Self, PDIRENT Entry, BOOLEAN *Long) {
-    ULONG Length = strlen(Name), Dot = Length, Parts[2] = {0, 0}, Cases[2] = {0, 0}, Hash = 0;
-    BOOLEAN Lossy = FALSE;
+    ULONG Length = strlen(Name), Dot = Length, Parts[2] = {0, 0}, Hash = 0;
+    BOOLEAN Lossy = FALSE, Lower[2] = {FALSE, FALSE}, Upper[2] = {FALSE, FALSE};
     CHAR Text[13], Base[8];
     FAT_FILE Other;
     memset(Entry->Name, ' ', sizeof(Entry->Name));
@@ -510,73 +450,57 @@ static NTSTATUS FatMakeAlias(
         if (Name[Index] == '.') Dot = Index;
     }
     for (ULONG Index = 0; Index < Length; Index++) {
-        BOOLEAN Extension = Index > Dot;
+        BOOLEAN Part = Index > Dot; /* 0 base, 1 extension */
         CHAR Character = Name[Index];
         Hash = Hash * 31 + Character;
         if (Index == Dot) continue;
-        if (Character == ' ' || Character == '.' || Parts[Extension] == (Extension ? 3 : 8)) {
-            Lossy = TRUE;
-            continue;
-        }
-        for (PCSTR Odd = "+,;=[]"; *Odd; Odd++) {
-            if (Character == *Odd) {
-                Character = '_';
-                Lossy = TRUE;
-            }
-        }
-        if (Character >= 'a' && Character <= 'z') {
-            Cases[Extension] |= 1;
-            Character -= 32;
-        } else if (Character >= 'A' && Character <= 'Z') {
-            Cases[Extension] |= 2;
-        }
-        Entry->Name[Extension * 8 + Parts[Extension]++] = Character;
+        BOOLEAN Dropped = Character == ' ' || Character == '.' || Parts[Part] == (Part ? 3 : 8);
+        BOOLEAN Replaced = strchr("+,;=[]", Character) != NULL;
+        Lossy |= Dropped || Replaced;
+        if (Dropped) continue;
+        Lower[Part] |= Character >= 'a' && Character <= 'z';
+        Upper[Part] |= Character >= 'A' && Character <= 'Z';
+        if (Character >= 'a' && Character <= 'z') Character -= 32;
+        Entry->Name[Part * 8 + Parts[Part]++] = Replaced ? '_' : Character;
     }
-    *Long = Lossy || Cases[0] == 3 || Cases[1] == 3;
-    Entry->CaseFlags = *Long ? 0 : (Cases[0] == 1) * LOWER_BASE | (Cases[1] == 1) * LOWER_EXTENSION;
+    *Long = Lossy || (Lower[0] && Upper[0]) || (Lower[1] && Upper[1]);
+    Entry->CaseFlags = *Long ? 0 : Lower[0] * LOWER_BASE | Lower[1] * LOWER_EXTENSION;
     memcpy(Base, Entry->Name, sizeof(Base));
     for (ULONG Try = 1; Lossy; Try++) {
         ULONG Kept = MIN(Parts[0], Try <= 4 ? 6 : 2);
+        memset(Entry->Name, ' ', sizeof(Base));
         memcpy(Entry->Name, Base, Kept);
-        memset(Entry->Name + Kept, ' ', 8 - Kept);
         for (int Digit = 12; Try > 4 && Digit >= 0; Digit -= 4)
             Entry->Name[Kept++] = "0123456789ABCDEF"[(Hash + Try) >> Digit & 15];
         Entry->Name[Kept++] = '~';
         Entry->Name[Kept] = '0' + (Try <= 4 ? Try : 1);
-        FatShortText(Entry, 0, Text);
+        FatShortText(Entry->Name, 0, Text);
         NTSTATUS Status = FatFind(Directory, Text, &Other);
-        if (Status == STATUS_NO_MORE_FILES || (NT_SUCCESS(Status) && Other.EntryIndex == Self))
-            return STATUS_SUCCESS;
-        if (!NT_SUCCESS(Status) || Try == 0xFFFF)
-            return NT_SUCCESS(Status) ? STATUS_OBJECT_NAME_COLLISION : Status;
+        if (Status == STATUS_NO_MORE_FILES) break;
+        TRY(Status);
+        if (Other.EntryIndex == Self) break;
     }
     return STATUS_SUCCESS;
 }
 static BOOLEAN FatValidName(PCSTR Name) {
     ULONG Length = strlen(Name);
     for (PCSTR At = Name; *At; At++) {
-        if (*At < ' ' || *At > 0x7E) return FALSE;
-        for (PCSTR Bad = "\"*/:<>?\\|"; *Bad; Bad++) {
-            if (*At == *Bad) return FALSE;
-        }
+        if (*At < ' ' || *At > 0x7E || strchr("\"*/:<>?\\|", *At)) return FALSE;
     }
     return Length && Length < 256 && Name[Length - 1] != '.' && Name[Length - 1] != ' ';
 }
-/* Finds `Count` free slots together, in one sector if they fit into one; slots of the file being
- * renamed count as free. *Gap: slots from there to the new ones must be marked free afterwards, as
- * they lie between the directory's old end and its new one. */
+/* Finds `Count` free slots together, in one sector if they fit into one; those of the file being
+ * renamed, SelfFirst to Self, count as free. *Gap: slots from there to the new ones must be marked
+ * free afterwards, as they lie between the directory's old end and its new one. */
 static NTSTATUS FatFindSlots(
     ULONG Directory, ULONG Count, ULONG SelfFirst, ULONG Self, PULONG Start, PULONG Gap) {
-    ULONG Run = 0, End = UNKNOWN, Sector;
+    ULONG Run = 0, End = UNKNOWN;
     PDIRENT Entry;
     /* A rename looks in its own sector first: replaced there, the name changes in one write. */
-    for (ULONG Index = Self == UNKNOWN ? 0 : Self / SLOTS * SLOTS; Run < Count; Index++) {
-        NTSTATUS Status = FatSlot(Directory, Index, &Entry, &Sector);
-        if (Status == STATUS_NO_MORE_FILES) {
-            Status = FatGrowDirectory(Directory, Index);
-            if (NT_SUCCESS(Status)) Status = FatSlot(Directory, Index, &Entry, &Sector);
-        }
-        if (!NT_SUCCESS(Status)) return Status;
+    for (ULONG Index = Self == UNKNOWN ? 0 : Self - Self % SLOTS; Run < Count; Index++) {
+        if (Index == SLOT_LIMIT) return STATUS_DISK_FULL;
+        TRY(FatReserve(&Directory, (Index + 1) * sizeof(DIRENT), TRUE));
+        TRY(FatSlot(Directory, Index, &Entry));
         if (!Entry->Name[0] && End == UNKNOWN) End = Index;
         if (Index % SLOTS == 0 && Count <= SLOTS) Run = 0;
         BOOLEAN Own = Self != UNKNOWN && Index >= SelfFirst && Index <= Self;
@@ -588,21 +512,20 @@ static NTSTATUS FatFindSlots(
 }
 /* Enters `Name` with what `Short` says of it; in place of `Old` where that is given. */
 static NTSTATUS FatAddEntry(
-    ULONG Directory, PCSTR Name, PDIRENT Short, PFAT_FILE Old, ULONG OldFirst, PFAT_FILE File) {
+    ULONG Directory, PCSTR Name, PDIRENT Short, PFAT_FILE Old, PFAT_FILE File) {
     DIRENT Set[LONG_SLOTS + 1], Image[SLOTS], *Entry;
-    ULONG Self = Old ? Old->EntryIndex : UNKNOWN, Count = 1, Length = strlen(Name), Start, Gap,
-          Sector;
+    ULONG Self = Old ? Old->EntryIndex : UNKNOWN, First = UNKNOWN, Count = 1, Start, Gap;
+    ULONG Length = strlen(Name);
     BOOLEAN Long;
-    NTSTATUS Status = FatMakeAlias(Directory, Name, Self, Short, &Long);
-    if (!NT_SUCCESS(Status)) return Status;
+    TRY(FatMakeAlias(Directory, Name, Self, Short, &Long));
+    if (Old) TRY(FatFirstSlot(Old, &First));
     if (Long) Count += (Length + LONG_CHARS - 1) / LONG_CHARS;
     for (ULONG Ordinal = 1; Ordinal < Count;
          Ordinal++) { /* the last part of the name comes first */
-        PUCHAR Slot = (PUCHAR)&Set[Count - 1 - Ordinal];
-        memset(Slot, 0, sizeof(DIRENT));
+        PUCHAR Slot = memset(&Set[Count - 1 - Ordinal], 0, sizeof(DIRENT));
         Slot[0] = Ordinal | (Ordinal == Count - 1 ? LONG_LAST : 0);
-        Slot[11] = ATTRIBUTE_LONG;
-        Slot[13] = FatShortChecksum(Short->Name);
+        Slot[11] = LONG_NAME;
+        Slot[13] = FatChecksum(Short->Name);
         for (ULONG Index = 0; Index < LONG_CHARS; Index++) {
             ULONG At = (Ordinal - 1) * LONG_CHARS + Index;
             Slot[LongOffsets[Index]] = At < Length ? Name[At] : At == Length ? 0 : 0xFF;
@@ -610,67 +533,54 @@ static NTSTATUS FatAddEntry(
         }
     }
     Set[Count - 1] = *Short;
-    Status = FatFindSlots(Directory, Count, OldFirst, Self, &Start, &Gap);
-    if (!NT_SUCCESS(Status)) return Status;
-    ULONG Page = Start / SLOTS;
-    if (Old && OldFirst / SLOTS == Page && Self / SLOTS == Page &&
-        (Start + Count - 1) / SLOTS == Page) {
-        Status = FatSlot(Directory, Page * SLOTS, &Entry, &Sector);
-        if (!NT_SUCCESS(Status)) return Status;
+    TRY(FatFindSlots(Directory, Count, First, Self, &Start, &Gap));
+    ULONG Sector = Start / SLOTS;
+    if (Old && First / SLOTS == Sector && Self / SLOTS == Sector &&
+        (Start + Count - 1) / SLOTS == Sector) {
+        TRY(FatSlot(Directory, Sector * SLOTS, &Entry));
         memcpy(Image, Entry, sizeof(Image));
-        for (ULONG Index = OldFirst; Index <= Self; Index++)
-            Image[Index % SLOTS].Name[0] = SLOT_FREE;
+        for (ULONG Index = First; Index <= Self; Index++) Image[Index % SLOTS].Name[0] = SLOT_FREE;
         memcpy(&Image[Start % SLOTS], Set, Count * sizeof(DIRENT));
-        Status = FatWriteSlots(Directory, Page * SLOTS, SLOTS, Image);
+        TRY(FatWriteSlots(Directory, Sector * SLOTS, SLOTS, Image));
     } else {
-        if (Old) Status = FatWriteSlots(Directory, OldFirst, Self - OldFirst + 1, NULL);
-        if (NT_SUCCESS(Status)) Status = FatWriteSlots(Directory, Start, Count, Set);
-        if (NT_SUCCESS(Status) && Gap < Start)
-            Status = FatWriteSlots(Directory, Gap, Start - Gap, NULL);
+        if (Old) TRY(FatWriteSlots(Directory, First, Self - First + 1, NULL));
+        TRY(FatWriteSlots(Directory, Start, Count, Set));
+        TRY(FatWriteSlots(Directory, Gap, Start - Gap, NULL));
     }
-    memset(File, 0, sizeof(*File));
+    *File = (FAT_FILE){.DirectoryCluster = Directory, .EntryIndex = Start + Count - 1};
     memcpy(File->Name, Name, Length + 1);
-    File->DirectoryCluster = Directory;
-    File->EntryIndex = Start + Count - 1;
     FatLoadEntry(Short, File);
-    return Status;
+    return STATUS_SUCCESS;
 }
 static NTSTATUS FatCreateEntry(PCSTR Path, BOOLEAN Directory, PFAT_FILE File) {
-    DIRENT Short = {.Attributes = Directory ? ATTRIBUTE_DIRECTORY : ATTRIBUTE_ARCHIVE};
-    FAT_FILE Parent, Other;
+    DIRENT Short = {.Attributes = Directory ? DIRECTORY : ARCHIVE};
+    FAT_FILE Parent;
     CHAR Name[256];
     ULONG First = 0;
-    NTSTATUS Status = FatResolve(Path, &Parent, Name);
-    if (!NT_SUCCESS(Status)) return Status;
+    TRY(FatResolve(Path, &Parent, Name));
     if (!FatValidName(Name)) return STATUS_OBJECT_NAME_INVALID;
-    Status = FatFind(Parent.FirstCluster, Name, &Other);
+    NTSTATUS Status = FatFind(Parent.FirstCluster, Name, File);
     if (Status != STATUS_NO_MORE_FILES)
         return NT_SUCCESS(Status) ? STATUS_OBJECT_NAME_COLLISION : Status;
-    Status = STATUS_SUCCESS;
     FatTimeToDisk(KiQuerySystemTime(), &Short.WriteDate, &Short.WriteTime);
     Short.CreateDate = Short.AccessDate = Short.WriteDate;
     Short.CreateTime = Short.WriteTime;
     if (Directory) {
         DIRENT Dots[2] = {Short, Short};
-        Status = FatAllocateChain(1, 0, &First);
-        if (NT_SUCCESS(Status)) Status = FatZeroCluster(First);
-        if (!NT_SUCCESS(Status)) return Status;
-        ULONG Up = Parent.EntryIndex == ROOT_ENTRY ? 0 : Parent.FirstCluster;
+        TRY(FatReserve(&First, 1, TRUE));
         memcpy(Dots[0].Name, ".          ", 11);
         memcpy(Dots[1].Name, "..         ", 11);
-        Short.ClusterHigh = Dots[0].ClusterHigh = First >> 16;
-        Short.ClusterLow = Dots[0].ClusterLow = First;
-        Dots[1].ClusterHigh = Up >> 16;
-        Dots[1].ClusterLow = Up;
-        Status = FatWriteSlots(First, 0, 2, Dots);
+        FatSetCluster(&Short, First);
+        FatSetCluster(&Dots[0], First);
+        FatSetCluster(&Dots[1], Parent.EntryIndex == ROOT_ENTRY ? 0 : Parent.FirstCluster);
+        TRY(FatWriteSlots(First, 0, 2, Dots));
     }
-    if (NT_SUCCESS(Status)) Status = FatAddEntry(Parent.FirstCluster, Name, &Short, NULL, 0, File);
-    if (!NT_SUCCESS(Status) && First) FatFreeChain(First);
+    Status = FatAddEntry(Parent.FirstCluster, Name, &Short, NULL, File);
+    if (!NT_SUCCESS(Status)) FatFreeChain(First);
     return Status;
 }
 
-/* -- what ki.h declares -------------------------------------------------------------------------
- */
+/* -- what ki.h declares ------------------------------------------------------------------------ */
 NTSTATUS FatMount(void) {
     static UCHAR Data[SECTOR] __attribute__((aligned(16)));
     BOOT_SECTOR *Boot = (BOOT_SECTOR *)Data;
@@ -679,20 +589,18 @@ NTSTATUS FatMount(void) {
     memset(Cache, 0, sizeof(Cache));
     memset(Places, 0, sizeof(Places));
     memset(&Volume, 0, sizeof(Volume));
-    NTSTATUS Status = HalDiskRead(0, 1, Data);
-    for (PUCHAR Entry = Data + 0x1BE; NT_SUCCESS(Status) && !Volume.Lba; Entry += 16) {
+    TRY(HalDiskRead(0, 1, Data));
+    for (PUCHAR Entry = Data + 0x1BE; !Volume.Lba; Entry += 16) {
         ULONG Start;
-        if (Entry == Data + 0x1FE || Data[0x1FE] != 0x55 || Data[0x1FF] != 0xAA)
-            return STATUS_UNRECOGNIZED_VOLUME;
+        if (Entry == Data + 0x1FE) return STATUS_UNRECOGNIZED_VOLUME;
         memcpy(&Start, Entry + 8, sizeof(Start));
         if (Entry[4] == 0x0B || Entry[4] == 0x0C) Volume.Lba = Start;
     }
-    if (NT_SUCCESS(Status)) Status = HalDiskRead(Volume.Lba, 1, Data);
-    if (!NT_SUCCESS(Status)) return Status;
+    TRY(HalDiskRead(Volume.Lba, 1, Data));
     ULONG64 DataStart = Boot->ReservedSectors + (ULONG64)Boot->FatCount * Boot->FatSectors;
     if (Data[0x1FE] != 0x55 || Data[0x1FF] != 0xAA || Boot->BytesPerSector != SECTOR ||
-        !Boot->SectorsPerCluster || Boot->SectorsPerCluster & (Boot->SectorsPerCluster - 1) ||
-        Boot->RootEntries || Boot->FatSectors16 || !Boot->FatCount || DataStart >= Boot->Sectors)
+        !Boot->SectorsPerCluster || Boot->RootEntries || Boot->FatSectors16 || !Boot->FatCount ||
+        DataStart >= Boot->Sectors)
         return STATUS_UNRECOGNIZED_VOLUME;
     Volume.Sectors = Boot->Sectors;
     Volume.FatStart = Boot->ReservedSectors;
@@ -703,7 +611,7 @@ NTSTATUS FatMount(void) {
     Volume.SectorsPerCluster = Boot->SectorsPerCluster;
     Volume.ClusterBytes = Boot->SectorsPerCluster * SECTOR;
     Volume.LastCluster = MIN((Boot->Sectors - DataStart) / Boot->SectorsPerCluster + 1,
-        Boot->FatSectors * (SECTOR / 4ULL) - 1);
+        Boot->FatSectors * (ULONG64)ENTRIES - 1);
     Volume.Free = UNKNOWN;
     PUCHAR Info = FatSector(Boot->InfoSector);
     if (Boot->InfoSector && Info && !memcmp(Info, "RRaA", 4) && !memcmp(Info + 484, "rrAa", 4)) {
@@ -721,191 +629,129 @@ NTSTATUS FatCreate(PCSTR Path, BOOLEAN Directory, PFAT_FILE File) {
     LOCK_UNTIL_RETURN;
     return FatCreateEntry(Path, Directory, File);
 }
-
 NTSTATUS FatRead(PFAT_FILE File, ULONG Offset, PVOID Buffer, ULONG Length, PULONG Done) {
     LOCK_UNTIL_RETURN;
     *Done = 0;
-    NTSTATUS Status = FatRefresh(File);
-    if (!NT_SUCCESS(Status)) return Status;
-    if (File->Attributes & ATTRIBUTE_DIRECTORY) return STATUS_FILE_IS_A_DIRECTORY;
+    TRY(FatRefreshData(File));
     if (Offset >= File->Size) return Length ? STATUS_END_OF_FILE : STATUS_SUCCESS;
     Length = MIN(Length, File->Size - Offset);
-    Status = FatTransfer(File->FirstCluster, Offset, Buffer, Length, FALSE);
-    *Done = NT_SUCCESS(Status) ? Length : 0;
-    return Status;
+    TRY(FatTransfer(File->FirstCluster, Offset, Buffer, Length, FALSE));
+    *Done = Length;
+    return STATUS_SUCCESS;
 }
-
 NTSTATUS FatWrite(PFAT_FILE File, ULONG Offset, const void *Buffer, ULONG Length, PULONG Done) {
     LOCK_UNTIL_RETURN;
     *Done = 0;
-    NTSTATUS Status = FatRefresh(File);
-    if (!NT_SUCCESS(Status) || !Length) return Status;
-    if (File->Attributes & ATTRIBUTE_DIRECTORY) return STATUS_FILE_IS_A_DIRECTORY;
+    TRY(FatRefreshData(File));
     if (Length > 0xFFFFFFFF - Offset) return STATUS_DISK_FULL;
+    if (!Length) return STATUS_SUCCESS;
     ULONG First = File->FirstCluster;
-    Status = FatReserve(&First, Offset + Length);
-    if (NT_SUCCESS(Status) && Offset > File->Size)
-        Status = FatTransfer(First, File->Size, NULL, Offset - File->Size, TRUE);
-    if (NT_SUCCESS(Status)) Status = FatTransfer(First, Offset, (PUCHAR)Buffer, Length, TRUE);
-    if (!NT_SUCCESS(Status)) {
-        if (!File->FirstCluster && First) FatFreeChain(First);
-        return Status;
-    }
-    File->FirstCluster = First;
-    File->Size = MAX(File->Size, Offset + Length);
-    Status = FatUpdate(File);
-    *Done = NT_SUCCESS(Status) ? Length : 0;
-    return Status;
+    TRY(FatReserve(&First, Offset + Length, FALSE));
+    if (Offset > File->Size) TRY(FatTransfer(First, File->Size, NULL, Offset - File->Size, TRUE));
+    TRY(FatTransfer(First, Offset, (PUCHAR)Buffer, Length, TRUE));
+    TRY(FatUpdate(File, First, MAX(File->Size, Offset + Length)));
+    *Done = Length;
+    return STATUS_SUCCESS;
 }
-
 NTSTATUS FatSetSize(PFAT_FILE File, ULONG Size) {
     LOCK_UNTIL_RETURN;
-    NTSTATUS Status = FatRefresh(File);
-    if (!NT_SUCCESS(Status)) return Status;
-    if (File->Attributes & ATTRIBUTE_DIRECTORY) return STATUS_FILE_IS_A_DIRECTORY;
-    ULONG First = File->FirstCluster, Rest = 0, Tail = 0;
-    Status = FatReserve(&First, Size);
-    if (NT_SUCCESS(Status) && !Size) {
-        Rest = First;
-        First = 0;
-    } else if (NT_SUCCESS(Status)) {
-        Tail = FatClusterAt(First, (Size - 1) / Volume.ClusterBytes);
-        Rest = FatNextCluster(Tail);
-    }
-    if (!NT_SUCCESS(Status)) return Status;
-    File->FirstCluster = First;
-    File->Size = Size;
-    Status = FatUpdate(File);
-    if (NT_SUCCESS(Status) && Rest >= 2 && Tail) Status = FatSetNext(Tail, CHAIN_END);
-    if (NT_SUCCESS(Status) && Rest >= 2) Status = FatFreeChain(Rest);
-    return Status;
-}
-
-/* The file's present entry and where its slots begin. */
-static NTSTATUS FatLocate(PFAT_FILE File, PULONG FirstSlot) {
-    CHAR Alias[13];
-    FAT_FILE Found;
-    if (File->EntryIndex == ROOT_ENTRY) return STATUS_ACCESS_DENIED;
-    NTSTATUS Status = FatRefresh(File);
-    for (ULONG Cursor = 0; NT_SUCCESS(Status); Cursor++) {
-        Status = FatScan(File->DirectoryCluster, &Cursor, &Found, FirstSlot, Alias);
-        if (NT_SUCCESS(Status) && Cursor == File->EntryIndex) break;
-    }
-    return Status == STATUS_NO_MORE_FILES ? STATUS_NO_SUCH_FILE : Status;
+    TRY(FatRefreshData(File));
+    ULONG First = File->FirstCluster;
+    TRY(FatReserve(&First, Size, FALSE));
+    ULONG Tail = Size ? FatClusterAt(First, (Size - 1) / Volume.ClusterBytes) : 0;
+    ULONG Rest = Tail ? FatNextCluster(Tail) : First;
+    TRY(FatUpdate(File, Size ? First : 0, Size));
+    if (Rest < 2) return STATUS_SUCCESS;
+    if (Tail) TRY(FatSetNext(Tail, CHAIN_END));
+    return FatFreeChain(Rest);
 }
 NTSTATUS FatRename(PFAT_FILE File, PCSTR NewName) {
     LOCK_UNTIL_RETURN;
-    FAT_FILE Other, Renamed;
-    ULONG FirstSlot, Sector;
+    FAT_FILE Other;
     PDIRENT Entry;
     if (!FatValidName(NewName)) return STATUS_OBJECT_NAME_INVALID;
-    NTSTATUS Status = FatLocate(File, &FirstSlot);
-    if (!NT_SUCCESS(Status)) return Status;
-    Status = FatFind(File->DirectoryCluster, NewName, &Other);
+    if (File->EntryIndex == ROOT_ENTRY) return STATUS_ACCESS_DENIED;
+    TRY(FatRefresh(File));
+    NTSTATUS Status = FatFind(File->DirectoryCluster, NewName, &Other);
     if (NT_SUCCESS(Status) && Other.EntryIndex != File->EntryIndex)
         return STATUS_OBJECT_NAME_COLLISION;
-    if (NT_SUCCESS(Status) || Status == STATUS_NO_MORE_FILES)
-        Status = FatSlot(File->DirectoryCluster, File->EntryIndex, &Entry, &Sector);
-    if (!NT_SUCCESS(Status)) return Status;
+    if (Status != STATUS_NO_MORE_FILES) TRY(Status);
+    TRY(FatSlot(File->DirectoryCluster, File->EntryIndex, &Entry));
     DIRENT Short = *Entry;
-    Status = FatAddEntry(File->DirectoryCluster, NewName, &Short, File, FirstSlot, &Renamed);
-    if (NT_SUCCESS(Status)) *File = Renamed;
-    return Status;
+    Other = *File;
+    return FatAddEntry(Other.DirectoryCluster, NewName, &Short, &Other, File);
 }
 NTSTATUS FatDelete(PFAT_FILE File) {
     LOCK_UNTIL_RETURN;
-    CHAR Alias[13];
     FAT_FILE Child;
-    ULONG FirstSlot, Cursor = 0, ChildSlot;
-    NTSTATUS Status = FatLocate(File, &FirstSlot);
-    if (!NT_SUCCESS(Status)) return Status;
-    if (File->Attributes & ATTRIBUTE_DIRECTORY) {
-        Status = FatScan(File->FirstCluster, &Cursor, &Child, &ChildSlot, Alias);
+    ULONG First, Cursor = 0;
+    if (File->EntryIndex == ROOT_ENTRY) return STATUS_ACCESS_DENIED;
+    TRY(FatRefresh(File));
+    if (File->Attributes & DIRECTORY) {
+        NTSTATUS Status = FatScan(File->FirstCluster, &Cursor, &Child);
         if (Status != STATUS_NO_MORE_FILES)
             return NT_SUCCESS(Status) ? STATUS_DIRECTORY_NOT_EMPTY : Status;
     }
-    Status =
-        FatWriteSlots(File->DirectoryCluster, FirstSlot, File->EntryIndex - FirstSlot + 1, NULL);
-    if (NT_SUCCESS(Status) && File->FirstCluster) Status = FatFreeChain(File->FirstCluster);
-    return Status;
+    TRY(FatFirstSlot(File, &First));
+    TRY(FatWriteSlots(File->DirectoryCluster, First, File->EntryIndex - First + 1, NULL));
+    return FatFreeChain(File->FirstCluster);
 }
-
 NTSTATUS FatReadDirectory(PFAT_FILE Directory, PULONG Cursor, PFAT_FILE Entry) {
     LOCK_UNTIL_RETURN;
-    CHAR Alias[13];
-    ULONG FirstSlot;
-    if (!(Directory->Attributes & ATTRIBUTE_DIRECTORY)) return STATUS_NOT_A_DIRECTORY;
-    NTSTATUS Status = FatScan(Directory->FirstCluster, Cursor, Entry, &FirstSlot, Alias);
-    *Cursor += NT_SUCCESS(Status);
-    return Status;
+    if (!(Directory->Attributes & DIRECTORY)) return STATUS_NOT_A_DIRECTORY;
+    TRY(FatScan(Directory->FirstCluster, Cursor, Entry));
+    ++*Cursor;
+    return STATUS_SUCCESS;
 }
-
 /* Covers the file's size in whole sectors. *Count is what is needed, even with BUFFER_TOO_SMALL. */
 NTSTATUS FatGetExtents(PFAT_FILE File, FAT_EXTENT *Extents, ULONG Maximum, PULONG Count) {
     LOCK_UNTIL_RETURN;
     *Count = 0;
-    NTSTATUS Status = FatRefresh(File);
-    ULONG Left = File->Size / SECTOR + !!(File->Size % SECTOR), Previous = 0;
-    ULONG Cluster = File->FirstCluster;
-    for (; NT_SUCCESS(Status) && Left; Cluster = FatNextCluster(Cluster)) {
+    TRY(FatRefreshData(File));
+    ULONG Left = File->Size / SECTOR + !!(File->Size % SECTOR), Previous = 0, Sectors;
+    for (ULONG Cluster = File->FirstCluster; Left; Left -= Sectors) {
         if (Cluster < 2 || Cluster > Volume.LastCluster) return STATUS_DISK_CORRUPT_ERROR;
-        ULONG Sectors = MIN(Left, Volume.SectorsPerCluster);
-        if (!Previous || Cluster != Previous + 1) {
-            if (++*Count <= Maximum)
-                Extents[*Count - 1] = (FAT_EXTENT){Volume.Lba + FatClusterSector(Cluster), 0};
-        }
+        Sectors = MIN(Left, Volume.SectorsPerCluster);
+        if ((!Previous || Cluster != Previous + 1) && ++*Count <= Maximum)
+            Extents[*Count - 1] = (FAT_EXTENT){Volume.Lba + FatClusterSector(Cluster), 0};
         if (*Count <= Maximum) Extents[*Count - 1].Sectors += Sectors;
-        Left -= Sectors;
         Previous = Cluster;
+        Cluster = FatNextCluster(Cluster);
     }
-    return NT_SUCCESS(Status) && *Count > Maximum ? STATUS_BUFFER_TOO_SMALL : Status;
+    return *Count > Maximum ? STATUS_BUFFER_TOO_SMALL : STATUS_SUCCESS;
 }
 ULONG64 FatFreeBytes(void) {
     LOCK_UNTIL_RETURN;
     return NT_SUCCESS(FatCountFree()) ? (ULONG64)Volume.Free * Volume.ClusterBytes : 0;
 }
-
 NTSTATUS FatLoadFile(PCSTR Path, PVOID *Buffer, PULONG Size) {
     FAT_FILE File;
-    *Buffer = NULL;
-    *Size = 0;
-    NTSTATUS Status = FatOpen(Path, &File);
-    if (!NT_SUCCESS(Status)) return Status;
+    TRY(FatOpen(Path, &File));
     PCHAR Data = KiAllocate(File.Size + 1ULL);
     if (!Data) return STATUS_INSUFFICIENT_RESOURCES;
-    Status = FatRead(&File, 0, Data, File.Size, Size);
-    if (!NT_SUCCESS(Status)) {
+    NTSTATUS Status = FatRead(&File, 0, Data, File.Size, Size);
+    if (NT_SUCCESS(Status))
+        Data[*Size] = 0;
+    else
         KiFree(Data);
-        return Status;
-    }
-    Data[*Size] = 0;
-    *Buffer = Data;
-    return STATUS_SUCCESS;
+    *Buffer = NT_SUCCESS(Status) ? Data : NULL;
+    return Status;
 }
 /* Old or new, never half: the new contents are on the disk before one sector write takes them in.
  */
 NTSTATUS FatStoreFile(PCSTR Path, const void *Buffer, ULONG Size) {
     LOCK_UNTIL_RETURN;
     FAT_FILE File;
-    ULONG New = 0, Old;
+    ULONG New = 0;
     NTSTATUS Status = FatResolve(Path, &File, NULL);
-    if (Status == STATUS_OBJECT_NAME_NOT_FOUND) Status = FatCreateEntry(Path, FALSE, &File);
-    if (NT_SUCCESS(Status) && File.Attributes & ATTRIBUTE_DIRECTORY)
-        Status = STATUS_FILE_IS_A_DIRECTORY;
-    if (NT_SUCCESS(Status)) Status = FatReserve(&New, Size);
-    if (!NT_SUCCESS(Status)) return Status;
-    Status = FatTransfer(New, 0, (PUCHAR)Buffer, Size, TRUE);
-    Old = New;
-    if (NT_SUCCESS(Status)) {
-        Old = File.FirstCluster;
-        File.FirstCluster = New;
-        File.Size = Size;
-        Status = FatUpdate(&File);
-    }
-    if (Old) FatFreeChain(Old);
-    return Status;
+    TRY(Status == STATUS_OBJECT_NAME_NOT_FOUND ? FatCreateEntry(Path, FALSE, &File) : Status);
+    if (File.Attributes & DIRECTORY) return STATUS_FILE_IS_A_DIRECTORY;
+    ULONG Old = File.FirstCluster;
+    TRY(FatReserve(&New, Size, FALSE));
+    TRY(FatTransfer(New, 0, (PUCHAR)Buffer, Size, TRUE));
+    TRY(FatUpdate(&File, New, Size));
+    return FatFreeChain(Old);
 }
-
 NTSTATUS IopVolumePath(PCSTR NtPath, PCHAR Path, ULONG Size) {
     static const struct {
         PCSTR Prefix, Volume;

@@ -1,6 +1,6 @@
-/* The Zw file calls over FAT32, with the structures and status codes of the DDK (ntifs.h). Left out:
- * sharing modes (every open shares all), events and APCs at completion, extended attributes; a file
- * marked for deletion goes with the handle that marked it, not with the last one. */
+/* The Zw file calls over FAT32, with the structures and status codes of the DDK (ntifs.h). Left
+ * out: sharing modes (every open shares all), events and APCs at completion, extended attributes; a
+ * file marked for deletion goes with the handle that marked it, not with the last one. */
 #include "ob.h"
 
 enum { FILE_SUPERSEDE, FILE_OPEN, FILE_CREATE, FILE_OPEN_IF, FILE_OVERWRITE, FILE_OVERWRITE_IF };
@@ -40,8 +40,7 @@ static NTSTATUS IopAttributesPath(POBJECT_ATTRIBUTES Attributes, PCHAR Path) {
     if (!Attributes->RootDirectory)
         return IopVolumePathFromUnicode(Attributes->ObjectName, Path, PATH_SIZE);
     NTSTATUS Status = IopReferenceFile(Attributes->RootDirectory, &Root);
-    if (!NT_SUCCESS(Status))
-        return Status;
+    if (!NT_SUCCESS(Status)) return Status;
     SIZE_T Length = strlen(RtlCopyText(Path, PATH_SIZE - 1, Root->Path));
     ObfDereferenceObject(Root);
     Path[Length++] = '\\';
@@ -63,17 +62,13 @@ static NTSTATUS IopOpenPath(POPEN_FILE Open, ULONG Disposition, ULONG_PTR *Actio
         Replace = FALSE;
         *Action = FILE_CREATED;
     }
-    if (!NT_SUCCESS(Status))
-        return Status;
+    if (!NT_SUCCESS(Status)) return Status;
     Open->Directory = (File->Attributes & ATTRIBUTE_DIRECTORY) != 0;
-    if (*Action == FILE_CREATED)
-        return STATUS_SUCCESS;
+    if (*Action == FILE_CREATED) return STATUS_SUCCESS;
     if (Disposition == FILE_CREATE || (Open->Directory && Replace))
         return STATUS_OBJECT_NAME_COLLISION;
-    if (Open->Directory && Open->Options & OPTION_NOT_DIRECTORY)
-        return STATUS_FILE_IS_A_DIRECTORY;
-    if (!Open->Directory && Open->Options & OPTION_DIRECTORY)
-        return STATUS_NOT_A_DIRECTORY;
+    if (Open->Directory && Open->Options & OPTION_NOT_DIRECTORY) return STATUS_FILE_IS_A_DIRECTORY;
+    if (!Open->Directory && Open->Options & OPTION_DIRECTORY) return STATUS_NOT_A_DIRECTORY;
     if (File->Attributes & ATTRIBUTE_READONLY && (Replace || Open->Access & ANY_WRITE))
         return STATUS_ACCESS_DENIED;
     *Action = Disposition == FILE_SUPERSEDE ? FILE_SUPERSEDED
@@ -83,22 +78,19 @@ static NTSTATUS IopOpenPath(POPEN_FILE Open, ULONG Disposition, ULONG_PTR *Actio
 }
 
 NTSYSAPI NTSTATUS ZwCreateFile(PHANDLE Handle, ULONG Access, POBJECT_ATTRIBUTES Attributes,
-                               PIO_STATUS_BLOCK Result, PLARGE_INTEGER AllocationSize,
-                               ULONG FileAttributes, ULONG Share, ULONG Disposition, ULONG Options,
-                               PVOID Ea, ULONG EaLength) {
+    PIO_STATUS_BLOCK Result, PLARGE_INTEGER AllocationSize, ULONG FileAttributes, ULONG Share,
+    ULONG Disposition, ULONG Options, PVOID Ea, ULONG EaLength) {
     POPEN_FILE Open;
     UNREFERENCED(AllocationSize), UNREFERENCED(FileAttributes), UNREFERENCED(Share);
     UNREFERENCED(Ea), UNREFERENCED(EaLength);
     if (Disposition > FILE_OVERWRITE_IF || !Attributes || !Attributes->ObjectName)
         return STATUS_INVALID_PARAMETER;
     NTSTATUS Status = ObCreateObject(IoFileObjectType, sizeof(OPEN_FILE), (PVOID *)&Open);
-    if (!NT_SUCCESS(Status))
-        return Status;
+    if (!NT_SUCCESS(Status)) return Status;
     Open->Access = Access;
     Open->Options = Options;
     Status = IopAttributesPath(Attributes, Open->Path);
-    if (NT_SUCCESS(Status))
-        Status = IopOpenPath(Open, Disposition, &Result->Information);
+    if (NT_SUCCESS(Status)) Status = IopOpenPath(Open, Disposition, &Result->Information);
     Result->Status = Status;
     if (!NT_SUCCESS(Status)) {
         ObfDereferenceObject(Open);
@@ -109,18 +101,16 @@ NTSYSAPI NTSTATUS ZwCreateFile(PHANDLE Handle, ULONG Access, POBJECT_ATTRIBUTES 
 }
 
 NTSYSAPI NTSTATUS ZwOpenFile(PHANDLE Handle, ULONG Access, POBJECT_ATTRIBUTES Attributes,
-                             PIO_STATUS_BLOCK Result, ULONG Share, ULONG Options) {
-    return ZwCreateFile(Handle, Access, Attributes, Result, NULL, 0, Share, FILE_OPEN, Options,
-                        NULL, 0);
+    PIO_STATUS_BLOCK Result, ULONG Share, ULONG Options) {
+    return ZwCreateFile(
+        Handle, Access, Attributes, Result, NULL, 0, Share, FILE_OPEN, Options, NULL, 0);
 }
 
 /* -- read and write --------------------------------------------------------------------------- */
 static NTSTATUS IopStart(HANDLE Handle, HANDLE Event, PVOID Apc, POPEN_FILE *Open) {
     NTSTATUS Status = Event ? STATUS_INVALID_HANDLE : Apc ? STATUS_NOT_SUPPORTED : STATUS_SUCCESS;
-    if (NT_SUCCESS(Status))
-        Status = IopReferenceFile(Handle, Open);
-    if (NT_SUCCESS(Status))
-        KiAcquireMutex(&(*Open)->Lock);
+    if (NT_SUCCESS(Status)) Status = IopReferenceFile(Handle, Open);
+    if (NT_SUCCESS(Status)) KiAcquireMutex(&(*Open)->Lock);
     return Status;
 }
 
@@ -141,21 +131,17 @@ static NTSTATUS IopRefresh(POPEN_FILE Open) {
 /* Starts at the offset given; -1 is the end of file (writing), -2 or none at all the current
  * position, which only handles opened for synchronous use have. */
 static NTSTATUS IopTransfer(POPEN_FILE Open, PVOID Buffer, ULONG Length, PLARGE_INTEGER Offset,
-                            BOOLEAN Write, PULONG Count) {
+    BOOLEAN Write, PULONG Count) {
     LONG64 At = Offset ? Offset->QuadPart : -2;
     NTSTATUS Status = IopRefresh(Open);
     if (Write && (At == -1 || (Open->Access & ANY_WRITE) == FILE_APPEND_DATA))
         At = Open->File.Size;
     else if (At == -2 && Open->Options & OPTION_SYNCHRONOUS)
         At = (LONG64)Open->Position;
-    if (Open->Directory)
-        return STATUS_INVALID_DEVICE_REQUEST;
-    if (At < 0)
-        return STATUS_INVALID_PARAMETER;
-    if (!NT_SUCCESS(Status) || !Length)
-        return Status;
-    if (!Write && At >= Open->File.Size)
-        return STATUS_END_OF_FILE;
+    if (Open->Directory) return STATUS_INVALID_DEVICE_REQUEST;
+    if (At < 0) return STATUS_INVALID_PARAMETER;
+    if (!NT_SUCCESS(Status) || !Length) return Status;
+    if (!Write && At >= Open->File.Size) return STATUS_END_OF_FILE;
     if (At + Length > 0xFFFFFFFF) /* FAT's largest file */
         return STATUS_DISK_FULL;
     Status = Write ? FatWrite(&Open->File, (ULONG)At, Buffer, Length, Count)
@@ -165,27 +151,23 @@ static NTSTATUS IopTransfer(POPEN_FILE Open, PVOID Buffer, ULONG Length, PLARGE_
 }
 
 NTSYSAPI NTSTATUS ZwReadFile(HANDLE Handle, HANDLE Event, PVOID Apc, PVOID ApcContext,
-                             PIO_STATUS_BLOCK Result, PVOID Buffer, ULONG Length,
-                             PLARGE_INTEGER Offset, PULONG Key) {
+    PIO_STATUS_BLOCK Result, PVOID Buffer, ULONG Length, PLARGE_INTEGER Offset, PULONG Key) {
     POPEN_FILE Open;
     ULONG Count = 0;
     UNREFERENCED(ApcContext), UNREFERENCED(Key);
     NTSTATUS Status = IopStart(Handle, Event, Apc, &Open);
-    if (!NT_SUCCESS(Status))
-        return Status;
+    if (!NT_SUCCESS(Status)) return Status;
     Status = IopTransfer(Open, Buffer, Length, Offset, FALSE, &Count);
     return IopFinish(Open, Result, Status, Count);
 }
 
 NTSYSAPI NTSTATUS ZwWriteFile(HANDLE Handle, HANDLE Event, PVOID Apc, PVOID ApcContext,
-                              PIO_STATUS_BLOCK Result, PVOID Buffer, ULONG Length,
-                              PLARGE_INTEGER Offset, PULONG Key) {
+    PIO_STATUS_BLOCK Result, PVOID Buffer, ULONG Length, PLARGE_INTEGER Offset, PULONG Key) {
     POPEN_FILE Open;
     ULONG Count = 0;
     UNREFERENCED(ApcContext), UNREFERENCED(Key);
     NTSTATUS Status = IopStart(Handle, Event, Apc, &Open);
-    if (!NT_SUCCESS(Status))
-        return Status;
+    if (!NT_SUCCESS(Status)) return Status;
     Status = IopTransfer(Open, Buffer, Length, Offset, TRUE, &Count);
     return IopFinish(Open, Result, Status, Count);
 }
@@ -203,26 +185,26 @@ typedef struct _FILE_STANDARD_INFORMATION {
 
 static FILE_NETWORK_OPEN_INFORMATION IopDescribe(const FAT_FILE *File) {
     LONG64 Size = File->Attributes & ATTRIBUTE_DIRECTORY ? 0 : File->Size;
-    return (FILE_NETWORK_OPEN_INFORMATION){
-        File->CreateTime, File->WriteTime, /* FAT keeps no more of accesses than their day */
+    return (FILE_NETWORK_OPEN_INFORMATION){File->CreateTime,
+        File->WriteTime, /* FAT keeps no more of accesses than their day */
         File->WriteTime, File->WriteTime, (LONG64)ROUND_TO_PAGES(Size), Size,
         File->Attributes ? File->Attributes : ATTRIBUTE_NORMAL};
 }
 
 NTSYSAPI NTSTATUS ZwQueryInformationFile(HANDLE Handle, PIO_STATUS_BLOCK Result, PVOID Buffer,
-                                         ULONG Length, FILE_INFORMATION_CLASS Class) {
+    ULONG Length, FILE_INFORMATION_CLASS Class) {
     POPEN_FILE Open;
     NTSTATUS Status = IopStart(Handle, NULL, NULL, &Open);
-    if (!NT_SUCCESS(Status))
-        return Status;
+    if (!NT_SUCCESS(Status)) return Status;
     Status = IopRefresh(Open);
     FILE_NETWORK_OPEN_INFORMATION Details = IopDescribe(&Open->File);
-    FILE_STANDARD_INFORMATION Standard = {Details.AllocationSize, Details.EndOfFile, 1,
-                                          Open->DeletePending, Open->Directory};
+    FILE_STANDARD_INFORMATION Standard = {
+        Details.AllocationSize, Details.EndOfFile, 1, Open->DeletePending, Open->Directory};
     const void *Source = &Details;
     ULONG Size = sizeof(Details);
     if (Class == FileBasicInformation) {
-        Details.AllocationSize = Details.FileAttributes; /* where the basic one has its attributes */
+        Details.AllocationSize =
+            Details.FileAttributes; /* where the basic one has its attributes */
         Size = 40;
     } else if (Class == FileStandardInformation) {
         Source = &Standard;
@@ -233,10 +215,8 @@ NTSYSAPI NTSTATUS ZwQueryInformationFile(HANDLE Handle, PIO_STATUS_BLOCK Result,
     } else if (Class != FileNetworkOpenInformation) {
         Status = STATUS_INVALID_INFO_CLASS;
     }
-    if (NT_SUCCESS(Status) && Length < Size)
-        Status = STATUS_INFO_LENGTH_MISMATCH;
-    if (NT_SUCCESS(Status))
-        memcpy(Buffer, Source, Size);
+    if (NT_SUCCESS(Status) && Length < Size) Status = STATUS_INFO_LENGTH_MISMATCH;
+    if (NT_SUCCESS(Status)) memcpy(Buffer, Source, Size);
     return IopFinish(Open, Result, Status, NT_SUCCESS(Status) ? Size : 0);
 }
 
@@ -263,11 +243,10 @@ static NTSTATUS IopSetEndOfFile(POPEN_FILE Open, ULONG64 Size) {
 }
 
 NTSYSAPI NTSTATUS ZwSetInformationFile(HANDLE Handle, PIO_STATUS_BLOCK Result, PVOID Buffer,
-                                       ULONG Length, FILE_INFORMATION_CLASS Class) {
+    ULONG Length, FILE_INFORMATION_CLASS Class) {
     POPEN_FILE Open;
     NTSTATUS Status = IopStart(Handle, NULL, NULL, &Open);
-    if (!NT_SUCCESS(Status))
-        return Status;
+    if (!NT_SUCCESS(Status)) return Status;
     if (Length < (Class == FileDispositionInformation ? sizeof(BOOLEAN) : sizeof(LONG64)))
         Status = STATUS_INFO_LENGTH_MISMATCH;
     else if (Class == FileDispositionInformation)
@@ -289,8 +268,7 @@ static BOOLEAN IopMatches(PCSTR Pattern, PCSTR Name) {
     for (; *Pattern; Pattern++, Name++) {
         if (*Pattern == '*') {
             while (!IopMatches(Pattern + 1, Name))
-                if (!*Name++)
-                    return FALSE;
+                if (!*Name++) return FALSE;
             return TRUE;
         }
         if (!*Name || (*Pattern != '?' && RtlCompareTextInsensitiveN(Pattern, Name, 1) != 0))
@@ -308,8 +286,8 @@ static ULONG IopNameOffset(FILE_INFORMATION_CLASS Class) {
                                                    : 0;
 }
 
-static void IopFillEntry(PUCHAR Entry, const FAT_FILE *File, FILE_INFORMATION_CLASS Class,
-                         ULONG Room) {
+static void IopFillEntry(
+    PUCHAR Entry, const FAT_FILE *File, FILE_INFORMATION_CLASS Class, ULONG Room) {
     FILE_NETWORK_OPEN_INFORMATION Details = IopDescribe(File);
     ULONG Name = IopNameOffset(Class), Characters = (ULONG)strlen(File->Name);
     memset(Entry, 0, Name);
@@ -325,17 +303,15 @@ static void IopFillEntry(PUCHAR Entry, const FAT_FILE *File, FILE_INFORMATION_CL
 }
 
 static NTSTATUS IopListDirectory(POPEN_FILE Open, PUCHAR Buffer, ULONG Length,
-                                 FILE_INFORMATION_CLASS Class, BOOLEAN Single, PULONG Used) {
+    FILE_INFORMATION_CLASS Class, BOOLEAN Single, PULONG Used) {
     FAT_FILE Entry;
     for (ULONG Last = 0, Next = 0;; Next = (*Used + 7) & ~7U) {
         ULONG Cursor = Open->Cursor;
         NTSTATUS Status = FatReadDirectory(&Open->File, &Open->Cursor, &Entry);
-        if (!NT_SUCCESS(Status) && *Used)
-            return STATUS_SUCCESS;
+        if (!NT_SUCCESS(Status) && *Used) return STATUS_SUCCESS;
         if (!NT_SUCCESS(Status))
             return Status == STATUS_NO_MORE_FILES && !Open->Listed ? STATUS_NO_SUCH_FILE : Status;
-        if (!IopMatches(Open->Pattern, Entry.Name))
-            continue;
+        if (!IopMatches(Open->Pattern, Entry.Name)) continue;
         ULONG Size = IopNameOffset(Class) + (ULONG)(strlen(Entry.Name) * sizeof(WCHAR));
         if (Next + Size > Length && *Used) {
             Open->Cursor = Cursor; /* comes first the next time */
@@ -343,8 +319,7 @@ static NTSTATUS IopListDirectory(POPEN_FILE Open, PUCHAR Buffer, ULONG Length,
         }
         IopFillEntry(Buffer + Next, &Entry, Class, Length - Next);
         Open->Listed = TRUE;
-        if (*Used)
-            *(PULONG)(Buffer + Last) = Next - Last; /* NextEntryOffset */
+        if (*Used) *(PULONG)(Buffer + Last) = Next - Last; /* NextEntryOffset */
         Last = Next;
         *Used = MIN(Next + Size, Length);
         if (Single || Next + Size > Length)
@@ -353,29 +328,25 @@ static NTSTATUS IopListDirectory(POPEN_FILE Open, PUCHAR Buffer, ULONG Length,
 }
 
 NTSYSAPI NTSTATUS ZwQueryDirectoryFile(HANDLE Handle, HANDLE Event, PVOID Apc, PVOID ApcContext,
-                                       PIO_STATUS_BLOCK Result, PVOID Buffer, ULONG Length,
-                                       FILE_INFORMATION_CLASS Class, BOOLEAN Single,
-                                       PUNICODE_STRING Pattern, BOOLEAN Restart) {
+    PIO_STATUS_BLOCK Result, PVOID Buffer, ULONG Length, FILE_INFORMATION_CLASS Class,
+    BOOLEAN Single, PUNICODE_STRING Pattern, BOOLEAN Restart) {
     POPEN_FILE Open;
     ULONG Used = 0;
     UNREFERENCED(ApcContext);
     NTSTATUS Status = IopStart(Handle, Event, Apc, &Open);
-    if (!NT_SUCCESS(Status))
-        return Status;
+    if (!NT_SUCCESS(Status)) return Status;
     if (!*Open->Pattern) { /* that of the first call stays */
         RtlCopyText(Open->Pattern, sizeof(Open->Pattern), "*");
         if (Pattern && Pattern->Length)
             RtlUnicodeToText(Pattern, Open->Pattern, sizeof(Open->Pattern));
     }
-    if (Restart)
-        Open->Cursor = 0;
+    if (Restart) Open->Cursor = 0;
     if (!Open->Directory)
         Status = STATUS_INVALID_PARAMETER;
     else if (!IopNameOffset(Class))
         Status = STATUS_INVALID_INFO_CLASS;
     else if (Length < IopNameOffset(Class))
         Status = STATUS_INFO_LENGTH_MISMATCH;
-    if (NT_SUCCESS(Status))
-        Status = IopListDirectory(Open, Buffer, Length, Class, Single, &Used);
+    if (NT_SUCCESS(Status)) Status = IopListDirectory(Open, Buffer, Length, Class, Single, &Used);
     return IopFinish(Open, Result, Status, Used);
 }

@@ -41,8 +41,7 @@ static void KiScreenLine(PCSTR Format, ...) {
         CHAR Line[81];
         RtlCopyText(Line, sizeof(Line), Text + Start);
         HalScreenPrint(KiRow++, 0, BLUE, Line);
-        if (strlen(Text + Start) <= 80)
-            break;
+        if (strlen(Text + Start) <= 80) break;
     }
 }
 
@@ -56,20 +55,15 @@ static void KiShowDumpProgress(ULONG Percent) {
 static ULONG64 KiFaultingAddress(ULONG Code, const ULONG64 *P) {
     switch (Code) {
     case 0x0A:
-    case 0xD1:
-        return P[3];
+    case 0xD1: return P[3];
     case 0x50:
     case 0xBE:
     case 0xFC:
-    case 0x139:
-        return ((PKTRAP_FRAME)P[Code == 0x139 ? 1 : 2])->Rip;
+    case 0x139: return ((PKTRAP_FRAME)P[Code == 0x139 ? 1 : 2])->Rip;
     case 0x1E:
-    case 0x7E:
-        return P[1];
-    case 0x133:
-        return KiWatchdogTrapFrame->Rip;
-    default:
-        return 0;
+    case 0x7E: return P[1];
+    case 0x133: return KiWatchdogTrapFrame->Rip;
+    default: return 0;
     }
 }
 
@@ -81,12 +75,12 @@ static void KiTellConsole(void) {
         "HKEY_LOCAL_MACHINE\\SYSTEM\\CurrentControlSet\\Control\\ComputerName\\ComputerName",
         "ComputerName", Name, sizeof(Name));
     RtlFormat(Text, sizeof(Text),
-              "\r\n<?xml version=\"1.0\"?>\r\n<BP>\r\n<INSTANCE CLASSNAME=\"BLUESCREEN\">\r\n"
-              "<PROPERTY NAME=\"STOPCODE\" TYPE=\"string\"><VALUE>\"0x%X\"</VALUE>\r\n</PROPERTY>"
-              "<machine-info>\r\n<name>%s</name>\r\n<processor-architecture>AMD64"
-              "</processor-architecture>\r\n<os-version>10.0</os-version>\r\n<os-build-number>19041"
-              "</os-build-number>\r\n</machine-info>\r\n</INSTANCE>\r\n</BP>\r\n",
-              (ULONG)KiBugcheckData[0], Name);
+        "\r\n<?xml version=\"1.0\"?>\r\n<BP>\r\n<INSTANCE CLASSNAME=\"BLUESCREEN\">\r\n"
+        "<PROPERTY NAME=\"STOPCODE\" TYPE=\"string\"><VALUE>\"0x%X\"</VALUE>\r\n</PROPERTY>"
+        "<machine-info>\r\n<name>%s</name>\r\n<processor-architecture>AMD64"
+        "</processor-architecture>\r\n<os-version>10.0</os-version>\r\n<os-build-number>19041"
+        "</os-build-number>\r\n</machine-info>\r\n</INSTANCE>\r\n</BP>\r\n",
+        (ULONG)KiBugcheckData[0], Name);
     HalSerialWrite(Text);
 }
 
@@ -94,8 +88,7 @@ static void KiShowBlueScreen(PKLDR_DATA_TABLE_ENTRY Driver, ULONG64 Address) {
     PCSTR Name = "";
     CHAR DriverName[64] = "";
     for (ULONG i = 0; i < ARRAY_SIZE(KiBugcheckNames); i++)
-        if (KiBugcheckNames[i].Code == (ULONG)KiBugcheckData[0])
-            Name = KiBugcheckNames[i].Name;
+        if (KiBugcheckNames[i].Code == (ULONG)KiBugcheckData[0]) Name = KiBugcheckNames[i].Name;
     HalScreenClear(BLUE);
     KiScreenLine("A problem has been detected and Windows has been shut down to prevent damage");
     KiScreenLine("to your computer.");
@@ -110,12 +103,13 @@ static void KiShowBlueScreen(PKLDR_DATA_TABLE_ENTRY Driver, ULONG64 Address) {
     KiScreenLine("Technical information:");
     KiScreenLine("");
     KiScreenLine("*** STOP: 0x%08X (0x%016llX,0x%016llX,", (ULONG)KiBugcheckData[0],
-                 KiBugcheckData[1], KiBugcheckData[2]);
-    KiScreenLine("                       0x%016llX,0x%016llX)", KiBugcheckData[3], KiBugcheckData[4]);
+        KiBugcheckData[1], KiBugcheckData[2]);
+    KiScreenLine(
+        "                       0x%016llX,0x%016llX)", KiBugcheckData[3], KiBugcheckData[4]);
     KiScreenLine("");
     if (Driver)
-        KiScreenLine("***  %s Address %llX base at %llX, DateStamp %08x", DriverName,
-                     Address, (ULONG64)Driver->DllBase, Driver->TimeDateStamp);
+        KiScreenLine("***  %s Address %llX base at %llX, DateStamp %08x", DriverName, Address,
+            (ULONG64)Driver->DllBase, Driver->TimeDateStamp);
     KiScreenLine("");
 }
 
@@ -123,8 +117,7 @@ NORETURN void KeBugCheck2(ULONG Code, ULONG64 P1, ULONG64 P2, ULONG64 P3, ULONG6
     const ULONG64 Raw[4] = {P1, P2, P3, P4};
     if (KiCrashing) { /* a fault while crashing: what is on disk stays as it is */
         HalDebugPrint("bug check within a bug check\n");
-        if (KiAutoReboot)
-            HalReboot();
+        if (KiAutoReboot) HalReboot();
         HalHalt();
     }
     KiCrashing = TRUE;
@@ -133,8 +126,7 @@ NORETURN void KeBugCheck2(ULONG Code, ULONG64 P1, ULONG64 P2, ULONG64 P3, ULONG6
     PKLDR_DATA_TABLE_ENTRY Driver = MiModuleFromAddress(Address);
     if (Driver && Driver->InLoadOrderLinks.Blink == &PsLoadedModuleList)
         Driver = NULL; /* the kernel itself */
-    if (Code == 0x0A && Driver)
-        Code = 0xD1;
+    if (Code == 0x0A && Driver) Code = 0xD1;
     if (Code == 0x50) /* shown and stored: the instruction; on the stack: the trap frame */
         P3 = Address;
     KiBugcheckData[0] = Code;
@@ -152,11 +144,8 @@ NORETURN void KeBugCheck2(ULONG Code, ULONG64 P1, ULONG64 P2, ULONG64 P3, ULONG6
         KiRow += Written;
         KiScreenLine("%s", Written ? "Physical memory dump complete." : IopDumpFailure);
     }
-    if (KiAutoReboot)
-        HalReboot();
+    if (KiAutoReboot) HalReboot();
     HalHalt();
 }
 
-NORETURN NTSYSAPI void KeBugCheck(ULONG Code) {
-    KeBugCheckEx(Code, 0, 0, 0, 0);
-}
+NORETURN NTSYSAPI void KeBugCheck(ULONG Code) { KeBugCheckEx(Code, 0, 0, 0, 0); }

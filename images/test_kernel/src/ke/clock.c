@@ -4,7 +4,7 @@
 
 ULONG KeDpcTimeoutTicks = 100;
 PKTRAP_FRAME KiWatchdogTrapFrame; /* the interrupted code, when the watchdog fires */
-static struct { /* DPC_WATCHDOG_GLOBAL_TRIAGE_BLOCK, as debuggers show it */
+static struct {                   /* DPC_WATCHDOG_GLOBAL_TRIAGE_BLOCK, as debuggers show it */
     ULONG Signature;
     USHORT Revision, Size;
     ULONG DpcWatchdogProfileOffset, DpcWatchdogProfileLength;
@@ -31,9 +31,7 @@ ULONG64 KiQueryInterruptTime(void) {
     return (Ticks >> 32) * KiTscTo100ns + ((Ticks & 0xffffffff) * KiTscTo100ns >> 32);
 }
 
-LONG64 KiQuerySystemTime(void) {
-    return KiSystemTimeBase + (LONG64)KiQueryInterruptTime();
-}
+LONG64 KiQuerySystemTime(void) { return KiSystemTimeBase + (LONG64)KiQueryInterruptTime(); }
 
 void KiSetSystemTime(LONG64 SystemTime) {
     KiSystemTimeBase = SystemTime - (LONG64)KiQueryInterruptTime();
@@ -41,17 +39,13 @@ void KiSetSystemTime(LONG64 SystemTime) {
 
 void KiStallMicroseconds(ULONG Microseconds) {
     ULONG64 Start = KiReadTsc(), Wait = KiTscFrequency / 1000000 * Microseconds;
-    while (KiReadTsc() - Start < Wait)
-        __asm__ volatile("pause");
+    while (KiReadTsc() - Start < Wait) __asm__ volatile("pause");
 }
 
-NTSYSAPI void KeStallExecutionProcessor(ULONG Microseconds) {
-    KiStallMicroseconds(Microseconds);
-}
+NTSYSAPI void KeStallExecutionProcessor(ULONG Microseconds) { KiStallMicroseconds(Microseconds); }
 
 NTSYSAPI LARGE_INTEGER KeQueryPerformanceCounter(PLARGE_INTEGER Frequency) {
-    if (Frequency)
-        Frequency->QuadPart = 10000000;
+    if (Frequency) Frequency->QuadPart = 10000000;
     return (LARGE_INTEGER){.QuadPart = (LONG64)KiQueryInterruptTime()};
 }
 
@@ -67,10 +61,10 @@ static NOINLINE void KeAccumulateTicks(PKTRAP_FRAME TrapFrame) {
     PKPRCB Prcb = KeGetCurrentPrcb();
     if (TrapFrame->PreviousIrql < DISPATCH_LEVEL) {
         Prcb->DpcTicks = 0;
-    }
-    else if (++Prcb->DpcTicks > KeDpcTimeoutTicks && KeDpcTimeoutTicks) {
+    } else if (++Prcb->DpcTicks > KeDpcTimeoutTicks && KeDpcTimeoutTicks) {
         KiWatchdogTrapFrame = TrapFrame;
-        KeBugCheckEx(0x133, 0, Prcb->DpcTicks, KeDpcTimeoutTicks, (ULONG64)&KeDpcWatchdogTriageBlock);
+        KeBugCheckEx(
+            0x133, 0, Prcb->DpcTicks, KeDpcTimeoutTicks, (ULONG64)&KeDpcWatchdogTriageBlock);
     }
 }
 
@@ -85,16 +79,13 @@ static NOINLINE void KeClockInterruptNotify(PKTRAP_FRAME TrapFrame) {
 
 void KiInterruptDispatch(ULONG Line, PKTRAP_FRAME TrapFrame) {
     KiPcr.Prcb.InterruptCount++;
-    if (Line >= 8)
-        __outbyte(0xA0, 0x20);
+    if (Line >= 8) __outbyte(0xA0, 0x20);
     __outbyte(0x20, 0x20);
     if (Line == 1 && HalKeyboardInterrupt())
         KeBugCheckEx(0xE2, 0, 0, 0, 0); /* MANUALLY_INITIATED_CRASH */
-    if (Line != 0)
-        return;
+    if (Line != 0) return;
     KeClockInterruptNotify(TrapFrame);
-    if (TrapFrame->PreviousIrql >= DISPATCH_LEVEL || !KiSchedulerRunning)
-        return;
+    if (TrapFrame->PreviousIrql >= DISPATCH_LEVEL || !KiSchedulerRunning) return;
     KfRaiseIrql(DISPATCH_LEVEL);
     KiEnable();
     KiCheckTimers();
@@ -110,17 +101,14 @@ void KiInitializeClock(void) {
     __outbyte(0x42, 11932 & 255);
     __outbyte(0x42, 11932 >> 8);
     KiBaseTsc = KiReadTsc();
-    while (!(__inbyte(0x61) & 0x20))
-        __asm__ volatile("pause");
+    while (!(__inbyte(0x61) & 0x20)) __asm__ volatile("pause");
     KiTscFrequency = (KiReadTsc() - KiBaseTsc) * 100;
     KiTscTo100ns = (10000000ULL << 32) / KiTscFrequency;
     KiSystemTimeBase = HalReadRtc();
     /* PIC: interrupts at vectors 0x30 up; clock and keyboard only. PIT channel 0 at 100 Hz. */
     static const UCHAR Setup[][2] = {{0x20, 0x11}, {0xA0, 0x11}, {0x21, 0x30}, {0xA1, 0x38},
-                                     {0x21, 4},    {0xA1, 2},    {0x21, 1},    {0xA1, 1},
-                                     {0x21, 0xFC}, {0xA1, 0xFF}};
-    for (ULONG i = 0; i < ARRAY_SIZE(Setup); i++)
-        __outbyte(Setup[i][0], Setup[i][1]);
+        {0x21, 4}, {0xA1, 2}, {0x21, 1}, {0xA1, 1}, {0x21, 0xFC}, {0xA1, 0xFF}};
+    for (ULONG i = 0; i < ARRAY_SIZE(Setup); i++) __outbyte(Setup[i][0], Setup[i][1]);
     __outbyte(0x43, 0x34);
     __outbyte(0x40, 11932 & 255);
     __outbyte(0x40, 11932 >> 8);

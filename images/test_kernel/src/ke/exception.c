@@ -20,8 +20,7 @@ NTSTATUS MmAccessFault(ULONG64 FaultCode, ULONG64 Address, CHAR Mode, PKTRAP_FRA
     UNREFERENCED(Mode);
     if (TrapFrame->PreviousIrql >= DISPATCH_LEVEL || !(TrapFrame->EFlags & 0x200))
         return STATUS(0xD0000006); /* STATUS_IN_PAGE_ERROR: paging is not possible here */
-    if (Address < MI_USER_LIMIT)
-        return STATUS_ACCESS_VIOLATION;
+    if (Address < MI_USER_LIMIT) return STATUS_ACCESS_VIOLATION;
     MiSystemFault(FaultCode, Address, TrapFrame);
     return STATUS_SUCCESS;
 }
@@ -57,15 +56,13 @@ static void KiContextToFrames(const CONTEXT *Context, PKEXCEPTION_FRAME Frame, P
 /* Returns only when a handler asked to continue at the (perhaps changed) context. */
 void KiDispatchException(PEXCEPTION_RECORD Record, PKEXCEPTION_FRAME Frame, PKTRAP_FRAME Trap) {
     CONTEXT Context;
-    if (Trap->PreviousIrql < DISPATCH_LEVEL && Trap->EFlags & 0x200)
-        KiEnable();
+    if (Trap->PreviousIrql < DISPATCH_LEVEL && Trap->EFlags & 0x200) KiEnable();
     KiContextFromFrames(&Context, Frame, Trap);
     if (!RtlDispatchException(Record, &Context)) /* KMODE_EXCEPTION_NOT_HANDLED */
         KeBugCheckEx(0x1E,
-                     (ULONG)Record->ExceptionCode |
-                         0xffffffff00000000ULL * (Record->ExceptionCode < 0),
-                     (ULONG64)Record->ExceptionAddress, Record->ExceptionInformation[0],
-                     Record->ExceptionInformation[1]);
+            (ULONG)Record->ExceptionCode | 0xffffffff00000000ULL * (Record->ExceptionCode < 0),
+            (ULONG64)Record->ExceptionAddress, Record->ExceptionInformation[0],
+            Record->ExceptionInformation[1]);
     KiContextToFrames(&Context, Frame, Trap);
 }
 
@@ -80,13 +77,12 @@ void KiProcessNMI(PKTRAP_FRAME TrapFrame) {
 static LONG PspUnhandledExceptionInSystemThread(PEXCEPTION_POINTERS Pointers) {
     PEXCEPTION_RECORD Record = Pointers->ExceptionRecord;
     KeBugCheckEx(0x7E, (ULONG64)(LONG64)Record->ExceptionCode, (ULONG64)Record->ExceptionAddress,
-                 (ULONG64)Record, (ULONG64)Pointers->ContextRecord);
+        (ULONG64)Record, (ULONG64)Pointers->ContextRecord);
 }
 
 NORETURN void PspSystemThreadStartup(KSTART_ROUTINE *Start, PVOID Context) {
     __try {
         Start(Context);
-    } __except (PspUnhandledExceptionInSystemThread((PEXCEPTION_POINTERS)_exception_info())) {
-    }
+    } __except (PspUnhandledExceptionInSystemThread((PEXCEPTION_POINTERS)_exception_info())) {}
     PsTerminateSystemThread(STATUS_SUCCESS);
 }

@@ -55,13 +55,11 @@ static void KiInitializeTables(void) {
     KiTss.IoMapBase = sizeof(KiTss);
     KiTss.Ist[1] = (ULONG64)(KiIstStacks[0] + sizeof(KiIstStacks[0]));
     KiTss.Ist[3] = (ULONG64)(KiIstStacks[1] + sizeof(KiIstStacks[1]));
-    for (ULONG i = 0; i < 256; i++)
-        KiSetGate(i, KiTrapVectors[15], 0, 0x8E);
+    for (ULONG i = 0; i < 256; i++) KiSetGate(i, KiTrapVectors[15], 0, 0x8E);
     for (ULONG i = 0; i < 20; i++)
         KiSetGate(i, KiTrapVectors[i], i == 8 ? 1 : i == 2 ? 3 : 0, 0x8E);
     KiSetGate(0x29, (PVOID)KiRaiseSecurityCheckFailure, 0, 0xEE);
-    for (ULONG i = 0; i < 16; i++)
-        KiSetGate(0x30 + i, KiIsrVectors[i], 0, 0x8E);
+    for (ULONG i = 0; i < 16; i++) KiSetGate(0x30 + i, KiIsrVectors[i], 0, 0x8E);
     KDESCRIPTOR Gdtr = {.Limit = sizeof(KiGdt) - 1, .Base = KiGdt};
     KDESCRIPTOR Idtr = {.Limit = sizeof(KiIdt) - 1, .Base = KiIdt};
     __asm__ volatile("lgdt %0\n\tlidt %1\n\tltr %w2\n\t"
@@ -136,8 +134,7 @@ NORETURN void KiSystemStartup(PLOADER_PARAMETER_BLOCK LoaderBlock) {
     KiLoaderBlockCopy = *LoaderBlock;
     KeLoaderBlock = &KiLoaderBlockCopy;
     KiRandomState = (LoaderBlock->Entropy ^ KiReadTsc()) | 1;
-    for (int i = 0; i < 16; i++)
-        KiRandom();
+    for (int i = 0; i < 16; i++) KiRandom();
     KiInitializeTables();
     KiInitializeProcessor();
     MiInitializePages();

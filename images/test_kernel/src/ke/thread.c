@@ -1,7 +1,6 @@
 /* Threads on one processor: ready queue, waits, events, timers, DPCs, mutexes. All of it runs at
  * DISPATCH_LEVEL; the clock interrupt preempts only code below that. */
 #include "ke.h"
-#include "mm.h"
 #include "ob.h"
 
 BOOLEAN KiSchedulerRunning;
@@ -38,7 +37,7 @@ static void KiReapThread(void) {
     PETHREAD Dead = KiDeadThread;
     KiDeadThread = NULL;
     if (Dead) {
-        MiUnmapAndFree(Dead->Tcb.StackLimit, KI_STACK_PAGES);
+        KiFree(Dead->Tcb.StackLimit);
         ObfDereferenceObject(Dead);
     }
 }
@@ -53,8 +52,7 @@ static NOINLINE void KiSwapThread(void) {
                        : CONTAINING_RECORD(RemoveHeadList(&KiReadyQueue), KTHREAD, WaitListEntry);
     New->State = ThreadRunning;
     New->QuantumTarget = 0;
-    if (New == Old)
-        return;
+    if (New == Old) return;
     Prcb->CurrentThread = New;
     KiSwapContext(Old, New, KiFxArea(Old), KiFxArea(New));
     KiReapThread();
@@ -63,10 +61,8 @@ static NOINLINE void KiSwapThread(void) {
 void KiQuantumEnd(void) { /* clock interrupt, at DISPATCH_LEVEL: time slicing */
     PKTHREAD Thread = KeGetCurrentPrcb()->CurrentThread;
     BOOLEAN Idle = Thread == KeGetCurrentPrcb()->IdleThread;
-    if (IsListEmpty(&KiReadyQueue) || (!Idle && ++Thread->QuantumTarget < KI_QUANTUM_TICKS))
-        return;
-    if (!Idle)
-        KiReadyThread(Thread);
+    if (IsListEmpty(&KiReadyQueue) || (!Idle && ++Thread->QuantumTarget < KI_QUANTUM_TICKS)) return;
+    if (!Idle) KiReadyThread(Thread);
     KiSwapThread();
 }
 
@@ -74,34 +70,27 @@ NORETURN void KiIdleLoop(void) {
     KiSchedulerRunning = TRUE;
     for (;;) {
         KIRQL Irql = KfRaiseIrql(DISPATCH_LEVEL);
-        if (!IsListEmpty(&KiReadyQueue))
-            KiSwapThread();
+        if (!IsListEmpty(&KiReadyQueue)) KiSwapThread();
         KeLowerIrql(Irql);
         KiDisable();
-        if (IsListEmpty(&KiReadyQueue))
-            __asm__ volatile("sti; hlt" ::: "memory");
+        if (IsListEmpty(&KiReadyQueue)) __asm__ volatile("sti; hlt" ::: "memory");
         KiEnable();
     }
 }
 
 NTSTATUS KiStartThread(KSTART_ROUTINE *Start, PVOID Context, PETHREAD *Result) {
     PETHREAD Thread;
-    PUCHAR Stack = (PUCHAR)MiReserveSystemSpace((KI_STACK_PAGES + 1) * PAGE_SIZE) + PAGE_SIZE;
     NTSTATUS Status = ObCreateObject(PsThreadType, sizeof(ETHREAD), (PVOID *)&Thread);
-    if (!NT_SUCCESS(Status))
-        return Status;
-    if (!NT_SUCCESS(Status = MiMapNewPages(Stack, KI_STACK_PAGES))) {
-        ObfDereferenceObject(Thread);
-        return Status;
-    }
-    PULONG64 Top =
-        (PULONG64)(Stack + KI_STACK_PAGES * PAGE_SIZE) - 8; /* Top[7] = return address 0 */
+    if (!NT_SUCCESS(Status)) return Status;
+    PUCHAR Stack = ExAllocatePool2(0x40, KI_STACK_BYTES, 'tskT'); /* unmapped pages on both sides */
+    if (!Stack) return ObfDereferenceObject(Thread), STATUS_NO_MEMORY;
+    PULONG64 Top = (PULONG64)(Stack + KI_STACK_BYTES) - 8; /* Top[7] = return address 0 */
     Top[-1] = (ULONG64)KiStartSystemThread;
     Top[-6] = (ULONG64)Start;   /* r12 */
     Top[-7] = (ULONG64)Context; /* r13 */
     Thread->Tcb.KernelStack = Top - 9;
     Thread->Tcb.StackLimit = Stack;
-    Thread->Tcb.InitialStack = Thread->Tcb.StackBase = Stack + KI_STACK_PAGES * PAGE_SIZE;
+    Thread->Tcb.InitialStack = Thread->Tcb.StackBase = Stack + KI_STACK_BYTES;
     Thread->Tcb.Header.Type = ThreadObject;
     InitializeListHead(&Thread->Tcb.Header.WaitListHead);
     Thread->Tcb.Process = Thread->Tcb.ApcState.Process = PsInitialSystemProcess;
@@ -109,8 +98,7 @@ NTSTATUS KiStartThread(KSTART_ROUTINE *Start, PVOID Context, PETHREAD *Result) {
     Thread->StartContext = Context;
     Thread->CreateTime.QuadPart = KiQuerySystemTime();
     memcpy(KiFxArea(&Thread->Tcb), KiFxArea(&KiIdleThread.Tcb), 512);
-    if (Result)
-        ObfReferenceObject(Thread); /* one for the running thread, one for the caller */
+    if (Result) ObfReferenceObject(Thread); /* one for the running thread, one for the caller */
     KIRQL Irql = KfRaiseIrql(DISPATCH_LEVEL);
     Thread->Cid.UniqueProcess = PsInitialSystemProcess->UniqueProcessId;
     Thread->Cid.UniqueThread = (HANDLE)(KiNextThreadId += 4);
@@ -119,25 +107,29 @@ NTSTATUS KiStartThread(KSTART_ROUTINE *Start, PVOID Context, PETHREAD *Result) {
     PsInitialSystemProcess->ActiveThreads++;
     KiReadyThread(&Thread->Tcb);
     KeLowerIrql(Irql);
-    if (Result)
-        *Result = Thread;
+    if (Result) *Result = Thread;
     return STATUS_SUCCESS;
 }
 
-static void KiSatisfyWaiters(PDISPATCHER_HEADER Object, NTSTATUS Status) {
+static void KiConsumeSignal(PDISPATCHER_HEADER Object) {
+    if (Object->Type == SynchronizationEventObject || Object->Type == TimerSynchronizationObject)
+        Object->SignalState = 0;
+}
+
+static void KiEndWait(PKTHREAD Thread, NTSTATUS Status) {
+    Thread->Timer.Header.Size = 0;
+    Thread->WaitObject = NULL;
+    Thread->WaitStatus = Status;
+    KiReadyThread(Thread);
+}
+
+static void KiSatisfyWaiters(PDISPATCHER_HEADER Object) {
     while (!IsListEmpty(&Object->WaitListHead) && Object->SignalState > 0) {
-        PKTHREAD Thread =
-            CONTAINING_RECORD(RemoveHeadList(&Object->WaitListHead), KTHREAD, WaitListEntry);
-        if (Object->Type == SynchronizationEventObject ||
-            Object->Type == TimerSynchronizationObject)
-            Object->SignalState = 0;
-        if (Thread->Timer.Header.Size) { /* a wait with a timeout */
-            RemoveEntryList(&Thread->Timer.TimerListEntry);
-            Thread->Timer.Header.Size = 0;
-        }
-        Thread->WaitObject = NULL;
-        Thread->WaitStatus = Status;
-        KiReadyThread(Thread);
+        PLIST_ENTRY Entry = RemoveHeadList(&Object->WaitListHead);
+        PKTHREAD Thread = CONTAINING_RECORD(Entry, KTHREAD, WaitListEntry);
+        KiConsumeSignal(Object);
+        if (Thread->Timer.Header.Size) RemoveEntryList(&Thread->Timer.TimerListEntry);
+        KiEndWait(Thread, STATUS_SUCCESS);
     }
 }
 
@@ -151,7 +143,7 @@ NORETURN NTSYSAPI NTSTATUS PsTerminateSystemThread(NTSTATUS Status) {
     RemoveEntryList(&Thread->Tcb.ThreadListEntry);
     PsInitialSystemProcess->ActiveThreads--;
     Thread->Tcb.Header.SignalState = 1;
-    KiSatisfyWaiters(&Thread->Tcb.Header, STATUS_SUCCESS);
+    KiSatisfyWaiters(&Thread->Tcb.Header);
     Thread->Tcb.State = ThreadTerminated;
     KiDeadThread = Thread;
     KiSwapThread();
@@ -166,57 +158,52 @@ static void KiInsertTimer(KTIMER *Timer, LONG64 DueTime) {
     InsertTailList(&KiTimerList, &Timer->TimerListEntry);
 }
 
+static void KiExpireTimer(KTIMER *Timer) {
+    RemoveEntryList(&Timer->TimerListEntry);
+    if (Timer->Header.Size) { /* a thread's own wait timer */
+        PKTHREAD Thread = CONTAINING_RECORD(Timer, KTHREAD, Timer);
+        if (Thread->WaitObject) RemoveEntryList(&Thread->WaitListEntry);
+        KiEndWait(Thread, STATUS_TIMEOUT);
+        return;
+    }
+    Timer->Header.Signalling = 0;
+    Timer->Header.SignalState = 1;
+    KiSatisfyWaiters(&Timer->Header);
+    if (Timer->Period) {
+        KiInsertTimer(Timer, -(LONG64)Timer->Period * 10000);
+        Timer->Header.Signalling = 1;
+    }
+    if (Timer->Dpc) KeInsertQueueDpc(Timer->Dpc, NULL, NULL);
+}
+
 void KiCheckTimers(void) {
     ULONG64 Now = KiQueryInterruptTime();
-    for (PLIST_ENTRY Entry = KiTimerList.Flink, Next; Entry != &KiTimerList; Entry = Next) {
+    for (PLIST_ENTRY Entry = KiTimerList.Flink; Entry != &KiTimerList;) {
         KTIMER *Timer = CONTAINING_RECORD(Entry, KTIMER, TimerListEntry);
-        Next = Entry->Flink;
-        if (Timer->DueTime > Now)
-            continue;
-        RemoveEntryList(Entry);
-        if (Timer->Header.Size) { /* a thread's own wait timer */
-            PKTHREAD Thread = CONTAINING_RECORD(Timer, KTHREAD, Timer);
-            Timer->Header.Size = 0;
-            if (Thread->WaitObject)
-                RemoveEntryList(&Thread->WaitListEntry);
-            Thread->WaitObject = NULL;
-            Thread->WaitStatus = STATUS_TIMEOUT;
-            KiReadyThread(Thread);
-            continue;
-        }
-        Timer->Header.Signalling = 0;
-        Timer->Header.SignalState = 1;
-        KiSatisfyWaiters(&Timer->Header, STATUS_SUCCESS);
-        if (Timer->Period) {
-            KiInsertTimer(Timer, -(LONG64)Timer->Period * 10000);
-            Timer->Header.Signalling = 1;
-        }
-        if (Timer->Dpc)
-            KeInsertQueueDpc(Timer->Dpc, NULL, NULL);
+        Entry = Entry->Flink;
+        if (Timer->DueTime > Now) continue;
+        KiExpireTimer(Timer);
+        Entry = KiTimerList.Flink; /* others may have left the list with this one */
     }
 }
 
-NTSYSAPI NTSTATUS KeWaitForSingleObject(PVOID Object, KWAIT_REASON Reason, CHAR Mode,
-                                        BOOLEAN Alertable, PLARGE_INTEGER Timeout) {
+NTSYSAPI NTSTATUS KeWaitForSingleObject(
+    PVOID Object, KWAIT_REASON Reason, CHAR Mode, BOOLEAN Alertable, PLARGE_INTEGER Timeout) {
     PDISPATCHER_HEADER Header = Object;
     UNREFERENCED(Reason), UNREFERENCED(Mode), UNREFERENCED(Alertable);
     KIRQL Irql = KfRaiseIrql(DISPATCH_LEVEL);
     NTSTATUS Status = STATUS_SUCCESS;
     if (Header && Header->SignalState > 0) {
-        if (Header->Type == SynchronizationEventObject ||
-            Header->Type == TimerSynchronizationObject)
-            Header->SignalState = 0;
+        KiConsumeSignal(Header);
     } else if (Timeout && Timeout->QuadPart == 0) {
         Status = STATUS_TIMEOUT;
     } else {
         PKTHREAD Thread = KeGetCurrentPrcb()->CurrentThread;
-        if (Irql >=
-            DISPATCH_LEVEL) /* ATTEMPTED_SWITCH_FROM_DPC, also for a wait under a spin lock */
-            KeBugCheckEx(0xB8, (ULONG64)Thread, 0, 0, 0);
+        /* ATTEMPTED_SWITCH_FROM_DPC, also for a wait under a spin lock */
+        if (Irql >= DISPATCH_LEVEL) KeBugCheckEx(0xB8, (ULONG64)Thread, 0, 0, 0);
         Thread->State = ThreadWaiting;
         Thread->WaitObject = Header;
-        if (Header)
-            InsertTailList(&Header->WaitListHead, &Thread->WaitListEntry);
+        if (Header) InsertTailList(&Header->WaitListHead, &Thread->WaitListEntry);
         if (Timeout) {
             Thread->Timer.Header.Size = 1;
             KiInsertTimer(&Thread->Timer, Timeout->QuadPart);
@@ -249,20 +236,12 @@ NTSYSAPI LONG KeSetEvent(PKEVENT Event, LONG Increment, BOOLEAN Wait) {
     KIRQL Irql = KfRaiseIrql(DISPATCH_LEVEL);
     LONG Old = Event->Header.SignalState;
     Event->Header.SignalState = 1;
-    KiSatisfyWaiters(&Event->Header, STATUS_SUCCESS);
+    KiSatisfyWaiters(&Event->Header);
     KeLowerIrql(Irql);
     return Old;
 }
 
-NTSYSAPI LONG KeResetEvent(PKEVENT Event) {
-    LONG Old = Event->Header.SignalState;
-    Event->Header.SignalState = 0;
-    return Old;
-}
-
-NTSYSAPI void KeClearEvent(PKEVENT Event) {
-    Event->Header.SignalState = 0;
-}
+NTSYSAPI void KeClearEvent(PKEVENT Event) { Event->Header.SignalState = 0; }
 
 void KiInitializeMutex(PKI_MUTEX Mutex) {
     KeInitializeEvent(&Mutex->Gate, SynchronizationEvent, TRUE);
@@ -270,19 +249,16 @@ void KiInitializeMutex(PKI_MUTEX Mutex) {
 }
 
 void KiAcquireMutex(PKI_MUTEX Mutex) {
-    if (!KiSchedulerRunning || KiCrashing)
-        return;
+    if (!KiSchedulerRunning || KiCrashing) return;
     KIRQL Irql = KfRaiseIrql(DISPATCH_LEVEL);
-    if (!Mutex->Gate.Header.WaitListHead.Flink)
-        KiInitializeMutex(Mutex);
+    if (!Mutex->Gate.Header.WaitListHead.Flink) KiInitializeMutex(Mutex);
     KeLowerIrql(Irql);
     KeWaitForSingleObject(&Mutex->Gate, Executive, 0, FALSE, NULL);
     Mutex->Owner = KeGetCurrentPrcb()->CurrentThread;
 }
 
 void KiReleaseMutex(PKI_MUTEX Mutex) {
-    if (!KiSchedulerRunning || KiCrashing || !Mutex->Owner)
-        return;
+    if (!KiSchedulerRunning || KiCrashing || !Mutex->Owner) return;
     Mutex->Owner = NULL;
     KeSetEvent(&Mutex->Gate, 0, FALSE);
 }
@@ -294,9 +270,7 @@ NTSYSAPI void KeInitializeTimerEx(KTIMER *Timer, TIMER_TYPE Type) {
     InitializeListHead(&Timer->TimerListEntry);
 }
 
-NTSYSAPI void KeInitializeTimer(KTIMER *Timer) {
-    KeInitializeTimerEx(Timer, NotificationTimer);
-}
+NTSYSAPI void KeInitializeTimer(KTIMER *Timer) { KeInitializeTimerEx(Timer, NotificationTimer); }
 
 NTSYSAPI BOOLEAN KeSetTimerEx(KTIMER *Timer, LARGE_INTEGER DueTime, LONG Period, PKDPC Dpc) {
     BOOLEAN WasSet = KeCancelTimer(Timer);
@@ -316,16 +290,14 @@ NTSYSAPI BOOLEAN KeSetTimer(KTIMER *Timer, LARGE_INTEGER DueTime, PKDPC Dpc) {
 NTSYSAPI BOOLEAN KeCancelTimer(KTIMER *Timer) {
     KIRQL Irql = KfRaiseIrql(DISPATCH_LEVEL);
     BOOLEAN WasSet = Timer->Header.Signalling;
-    if (WasSet)
-        RemoveEntryList(&Timer->TimerListEntry);
+    if (WasSet) RemoveEntryList(&Timer->TimerListEntry);
     Timer->Header.Signalling = 0;
     KeLowerIrql(Irql);
     return WasSet;
 }
 
 NTSYSAPI void KeInitializeDpc(PKDPC Dpc, KDEFERRED_ROUTINE *Routine, PVOID Context) {
-    *Dpc =
-        (KDPC){.Type = 19, .Importance = 1, .DeferredRoutine = Routine, .DeferredContext = Context};
+    *Dpc = (KDPC){.Type = 19, .DeferredRoutine = Routine, .DeferredContext = Context};
 }
 
 NTSYSAPI BOOLEAN KeInsertQueueDpc(PKDPC Dpc, PVOID Argument1, PVOID Argument2) {
@@ -337,32 +309,11 @@ NTSYSAPI BOOLEAN KeInsertQueueDpc(PKDPC Dpc, PVOID Argument1, PVOID Argument2) {
         Dpc->SystemArgument2 = Argument2;
         Dpc->DpcListEntry = NULL;
         Dpc->DpcData = Prcb;
-        if (Prcb->DpcListTail)
-            Prcb->DpcListTail->DpcListEntry = Dpc;
-        else
-            Prcb->DpcListHead = Dpc;
+        *(Prcb->DpcListTail ? (PKDPC *)&Prcb->DpcListTail->DpcListEntry : &Prcb->DpcListHead) = Dpc;
         Prcb->DpcListTail = Dpc;
     }
     KeLowerIrql(Irql);
     return Inserted;
-}
-
-NTSYSAPI BOOLEAN KeRemoveQueueDpc(PKDPC Dpc) {
-    KIRQL Irql = KfRaiseIrql(DISPATCH_LEVEL);
-    PKPRCB Prcb = KeGetCurrentPrcb();
-    BOOLEAN Removed = FALSE;
-    for (PKDPC Entry = Prcb->DpcListHead, Previous = NULL; Entry && !Removed;
-         Previous = Entry, Entry = Entry->DpcListEntry) {
-        if (Entry != Dpc)
-            continue;
-        *(Previous ? (PKDPC *)&Previous->DpcListEntry : &Prcb->DpcListHead) = Dpc->DpcListEntry;
-        if (Prcb->DpcListTail == Dpc)
-            Prcb->DpcListTail = Previous;
-        Dpc->DpcData = NULL;
-        Removed = TRUE;
-    }
-    KeLowerIrql(Irql);
-    return Removed;
 }
 
 static NOINLINE void KiExecuteAllDpcs(void) {
@@ -370,8 +321,7 @@ static NOINLINE void KiExecuteAllDpcs(void) {
     while (Prcb->DpcListHead) {
         PKDPC Dpc = Prcb->DpcListHead;
         Prcb->DpcListHead = Dpc->DpcListEntry;
-        if (!Prcb->DpcListHead)
-            Prcb->DpcListTail = NULL;
+        if (!Prcb->DpcListHead) Prcb->DpcListTail = NULL;
         Dpc->DpcData = NULL;
         Prcb->DpcRoutine = Dpc->DeferredRoutine;
         Prcb->DpcTicks = 0;
@@ -408,14 +358,11 @@ static inline void KiSetIrql(KIRQL Irql) {
 
 NTSYSAPI KIRQL KfRaiseIrql(KIRQL NewIrql) {
     KIRQL Old = KeGetCurrentIrql();
-    if (NewIrql > Old)
-        KiSetIrql(NewIrql);
+    if (NewIrql > Old) KiSetIrql(NewIrql);
     return Old;
 }
 
-NTSYSAPI KIRQL KeRaiseIrqlToDpcLevel(void) {
-    return KfRaiseIrql(DISPATCH_LEVEL);
-}
+NTSYSAPI KIRQL KeRaiseIrqlToDpcLevel(void) { return KfRaiseIrql(DISPATCH_LEVEL); }
 
 NTSYSAPI void KeLowerIrql(KIRQL NewIrql) {
     if (NewIrql < DISPATCH_LEVEL && KiPcr.Prcb.DpcListHead && KiSchedulerRunning && !KiCrashing &&
@@ -424,9 +371,7 @@ NTSYSAPI void KeLowerIrql(KIRQL NewIrql) {
     KiSetIrql(NewIrql);
 }
 
-NTSYSAPI void KeInitializeSpinLock(PKSPIN_LOCK Lock) {
-    *Lock = 0;
-}
+NTSYSAPI void KeInitializeSpinLock(PKSPIN_LOCK Lock) { *Lock = 0; }
 
 NTSYSAPI KIRQL KeAcquireSpinLockRaiseToDpc(PKSPIN_LOCK Lock) {
     KIRQL Irql = KfRaiseIrql(DISPATCH_LEVEL);
@@ -435,9 +380,8 @@ NTSYSAPI KIRQL KeAcquireSpinLockRaiseToDpc(PKSPIN_LOCK Lock) {
 }
 
 NTSYSAPI void KeAcquireSpinLockAtDpcLevel(PKSPIN_LOCK Lock) {
-    while (
-        *(volatile KSPIN_LOCK *)Lock) /* taken twice by its holder: spins for good, as it would */
-        __asm__ volatile("pause");
+    /* Taken twice by its holder it spins for good, as it would. */
+    while (*(volatile KSPIN_LOCK *)Lock) __asm__ volatile("pause");
     *Lock = 1;
 }
 
@@ -446,6 +390,4 @@ NTSYSAPI void KeReleaseSpinLock(PKSPIN_LOCK Lock, KIRQL OldIrql) {
     KeLowerIrql(OldIrql);
 }
 
-NTSYSAPI void KeReleaseSpinLockFromDpcLevel(PKSPIN_LOCK Lock) {
-    *Lock = 0;
-}
+NTSYSAPI void KeReleaseSpinLockFromDpcLevel(PKSPIN_LOCK Lock) { *Lock = 0; }

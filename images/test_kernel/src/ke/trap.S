@@ -109,7 +109,7 @@
     FUNCTION KiNmiInterrupt
     ENTER_TRAP 0
     leaq -0x80(%rbp), %rcx; call KiProcessNMI
-    jmp KiTrapReturn
+    nop; jmp KiTrapReturn /* unwinders take a jump behind a call for the function's end */
     .seh_endproc
 
 .macro INTERRUPT Number

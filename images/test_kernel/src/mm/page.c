@@ -26,8 +26,7 @@ void MiInitializePages(void) {
         PFN_NUMBER First = BYTES_TO_PAGES(Block->Region[i].Base);
         PFN_NUMBER End = (Block->Region[i].Base + Block->Region[i].Length) >> PAGE_SHIFT;
         First = MAX(First, 1); /* page 0 holds the BIOS' vectors; Windows leaves it out as well */
-        if (Block->Region[i].Type != 1 || First >= End || Memory->NumberOfRuns == 40)
-            continue;
+        if (Block->Region[i].Type != 1 || First >= End || Memory->NumberOfRuns == 40) continue;
         Memory->Run[Memory->NumberOfRuns++] = (PHYSICAL_MEMORY_RUN){First, End - First};
         Memory->NumberOfPages += End - First;
         MmHighestPhysicalPage = MAX(MmHighestPhysicalPage, End - 1);
@@ -60,8 +59,7 @@ PHYSICAL MiAllocatePages(ULONG Count) {
         ULONG Run = 0;
         for (PFN_NUMBER Page = Pass ? 0x100 : MiNextPage; Page <= MmHighestPhysicalPage; Page++) {
             Run = MmPfnDatabase[Page] == PAGE_FREE ? Run + 1 : 0;
-            if (Run != Count)
-                continue;
+            if (Run != Count) continue;
             memset(MmPfnDatabase + Page + 1 - Count, PAGE_IN_USE, Count);
             Found = (Page + 1 - Count) << PAGE_SHIFT;
             MiNextPage = Page + 1;
@@ -70,8 +68,7 @@ PHYSICAL MiAllocatePages(ULONG Count) {
         }
     }
     KeLowerIrql(Irql);
-    if (Found)
-        memset(MiPhysicalToVirtual(Found), 0, Count * PAGE_SIZE);
+    if (Found) memset(MiPhysicalToVirtual(Found), 0, Count * PAGE_SIZE);
     return Found;
 }
 
@@ -92,12 +89,10 @@ static PULONG64 MiFindEntry(ULONG64 Virtual, BOOLEAN Create, BOOLEAN *Large) {
     *Large = FALSE;
     for (int Level = 3;; Level--) {
         PULONG64 Entry = Table + (Virtual >> (12 + 9 * Level) & 511);
-        if (Level == 0)
-            return Entry;
+        if (Level == 0) return Entry;
         if (!(*Entry & PTE_VALID)) {
             PHYSICAL Page = Create ? MiAllocatePages(1) : 0;
-            if (!Page)
-                return NULL;
+            if (!Page) return NULL;
             *Entry = Page | PTE_VALID | PTE_WRITE;
         }
         if (Level < 3 && *Entry & PTE_LARGE) {
@@ -111,33 +106,21 @@ static PULONG64 MiFindEntry(ULONG64 Virtual, BOOLEAN Create, BOOLEAN *Large) {
 PHYSICAL MiGetPhysicalAddress(const void *Virtual) {
     ULONG64 Address = (ULONG64)Virtual;
     BOOLEAN Large;
-    if ((LONG64)(Address << 16) >> 16 != (LONG64)Address)
-        return 0;
+    if ((LONG64)(Address << 16) >> 16 != (LONG64)Address) return 0;
     PULONG64 Entry = MiFindEntry(Address, FALSE, &Large);
-    if (!Entry || !(*Entry & PTE_VALID))
-        return 0;
-    if (Large)
-        return (*Entry & PTE_ADDRESS & ~0x1fffffULL) + (Address & 0x1fffff);
+    if (!Entry || !(*Entry & PTE_VALID)) return 0;
+    if (Large) return (*Entry & PTE_ADDRESS & ~0x1fffffULL) + (Address & 0x1fffff);
     return (*Entry & PTE_ADDRESS) + (Address & (PAGE_SIZE - 1));
 }
 
-PHYSICAL HalPhysicalAddress(const void *Virtual) {
-    return MiGetPhysicalAddress(Virtual);
-}
-
-BOOLEAN MiIsAddressValid(const void *Virtual) {
-    return MiGetPhysicalAddress(Virtual) != 0;
-}
-
-NTSYSAPI BOOLEAN MmIsAddressValid(PVOID Address) {
-    return MiIsAddressValid(Address);
-}
+PHYSICAL HalPhysicalAddress(const void *Virtual) { return MiGetPhysicalAddress(Virtual); }
+BOOLEAN MiIsAddressValid(const void *Virtual) { return MiGetPhysicalAddress(Virtual) != 0; }
+NTSYSAPI BOOLEAN MmIsAddressValid(PVOID Address) { return MiIsAddressValid(Address); }
 
 NTSTATUS MiMapPage(PVOID Virtual, PHYSICAL Physical, ULONG Protection) {
     BOOLEAN Large;
     PULONG64 Entry = MiFindEntry((ULONG64)Virtual, TRUE, &Large);
-    if (!Entry || Large)
-        return STATUS_NO_MEMORY;
+    if (!Entry || Large) return STATUS_NO_MEMORY;
     *Entry = Physical | PTE_VALID | (Protection & MI_WRITE ? PTE_WRITE : 0) |
              (Protection & MI_EXECUTE ? 0 : PTE_NX) | (Protection & MI_NOCACHE ? PTE_NOCACHE : 0);
     MiFlushPage(Virtual);
@@ -147,8 +130,7 @@ NTSTATUS MiMapPage(PVOID Virtual, PHYSICAL Physical, ULONG Protection) {
 void MiUnmapPage(PVOID Virtual) {
     BOOLEAN Large;
     PULONG64 Entry = MiFindEntry((ULONG64)Virtual, FALSE, &Large);
-    if (Entry && !Large)
-        *Entry = 0;
+    if (Entry && !Large) *Entry = 0;
     MiFlushPage(Virtual);
 }
 
@@ -156,8 +138,7 @@ NTSTATUS MiMapNewPages(PVOID Virtual, ULONG Pages) {
     for (ULONG i = 0; i < Pages; i++) {
         PHYSICAL Page = MiAllocatePages(1);
         if (!Page || !NT_SUCCESS(MiMapPage((PUCHAR)Virtual + i * PAGE_SIZE, Page, MI_WRITE))) {
-            if (Page)
-                MiFreePages(Page, 1);
+            if (Page) MiFreePages(Page, 1);
             MiUnmapAndFree(Virtual, i);
             return STATUS_NO_MEMORY;
         }
@@ -170,8 +151,7 @@ void MiUnmapAndFree(PVOID Virtual, ULONG Pages) {
         PUCHAR Page = (PUCHAR)Virtual + i * PAGE_SIZE;
         PHYSICAL Physical = MiGetPhysicalAddress(Page);
         MiUnmapPage(Page);
-        if (Physical)
-            MiFreePages(Physical & ~(PAGE_SIZE - 1), 1);
+        if (Physical) MiFreePages(Physical & ~(PAGE_SIZE - 1), 1);
     }
 }
 

@@ -38,11 +38,9 @@ static PVOID MiAllocateRange(ULONG Pages) {
         ULONG i = 0;
         if (Address + (Pages + 1) * PAGE_SIZE > MmNonPagedPoolEnd)
             Address = MmNonPagedPoolStart + PAGE_SIZE;
-        while (i < Pages + 1 && !MiIsAddressValid((PVOID)(Address + i * PAGE_SIZE)))
-            i++;
+        while (i < Pages + 1 && !MiIsAddressValid((PVOID)(Address + i * PAGE_SIZE))) i++;
         if (i == Pages + 1) { /* the last one stays unmapped */
-            if (!NT_SUCCESS(MiMapNewPages((PVOID)Address, Pages)))
-                return NULL;
+            if (!NT_SUCCESS(MiMapNewPages((PVOID)Address, Pages))) return NULL;
             MiPoolNext = Address + Pages * PAGE_SIZE;
             return (PVOID)Address;
         }
@@ -56,8 +54,7 @@ static BOOLEAN MiRefillClass(ULONG Class) {
     ULONG Size = Class * POOL_CLASS_STEP, Count = (ULONG)(PAGE_SIZE / Size);
     UCHAR Order[PAGE_SIZE / POOL_CLASS_STEP];
     PUCHAR Page = MiAllocateRange(1);
-    if (!Page)
-        return FALSE;
+    if (!Page) return FALSE;
     for (ULONG i = 0; i < Count; i++) {
         ULONG Other = (ULONG)(KiRandom() % (i + 1));
         Order[i] = Order[Other];
@@ -78,8 +75,7 @@ NTSYSAPI PVOID ExAllocatePoolWithTag(POOL_TYPE Type, SIZE_T Bytes, ULONG Tag) {
         ULONG Pages = (ULONG)BYTES_TO_PAGES(Bytes);
         for (ULONG i = 0; i < ARRAY_SIZE(PoolBigPageTable) && Pages && !Result; i++)
             if (!PoolBigPageTable[i].Va) {
-                if (!(Result = MiAllocateRange(Pages)))
-                    break;
+                if (!(Result = MiAllocateRange(Pages))) break;
                 PoolBigPageTable[i] = (POOL_TRACKER_BIG_PAGES){Result, Tag, Pages};
             }
     } else {
@@ -88,8 +84,8 @@ NTSYSAPI PVOID ExAllocatePoolWithTag(POOL_TYPE Type, SIZE_T Bytes, ULONG Tag) {
             PPOOL_HEADER Block = MiFreeBlocks[Class];
             MiFreeBlocks[Class] = Block->NextFree;
             *Block = (POOL_HEADER){.BlockSize = (UCHAR)(Class * POOL_CLASS_STEP / 16),
-                                   .PoolType = (UCHAR)Type | 2,
-                                   .PoolTag = Tag};
+                .PoolType = (UCHAR)Type | 2,
+                .PoolTag = Tag};
             Result = Block + 1;
         }
     }
@@ -108,8 +104,7 @@ NTSYSAPI void ExFreePoolWithTag(PVOID Address, ULONG Tag) {
     KIRQL Irql = KfRaiseIrql(DISPATCH_LEVEL);
     if (((ULONG64)Address & (PAGE_SIZE - 1)) == 0) {
         ULONG i = 0;
-        while (i < ARRAY_SIZE(PoolBigPageTable) && PoolBigPageTable[i].Va != Address)
-            i++;
+        while (i < ARRAY_SIZE(PoolBigPageTable) && PoolBigPageTable[i].Va != Address) i++;
         if (i == ARRAY_SIZE(PoolBigPageTable)) /* BAD_POOL_CALLER: no such block, or freed before */
             KeBugCheckEx(0xC2, 0x46, (ULONG64)Address, 0, 0);
         MiUnmapAndFree(Address, PoolBigPageTable[i].Pages);
@@ -128,6 +123,4 @@ NTSYSAPI void ExFreePoolWithTag(PVOID Address, ULONG Tag) {
     KeLowerIrql(Irql);
 }
 
-NTSYSAPI void ExFreePool(PVOID Block) {
-    ExFreePoolWithTag(Block, 0);
-}
+NTSYSAPI void ExFreePool(PVOID Block) { ExFreePoolWithTag(Block, 0); }

@@ -1,18 +1,15 @@
-/* Object manager: reference counts and handles. Handles are multiples of four, as in Windows; callers
- * are all in kernel mode, whose access rights Windows does not check either. */
+/* Object manager: reference counts and handles. Handles are multiples of four, as in Windows;
+ * callers are all in kernel mode, whose access rights Windows does not check either. */
 #include "ob.h"
 
 static PVOID ObpHandles[512];
 static KSPIN_LOCK ObpLock;
 
-static POBJECT_HEADER ObpHeader(PVOID Body) {
-    return CONTAINING_RECORD(Body, OBJECT_HEADER, Body);
-}
+static POBJECT_HEADER ObpHeader(PVOID Body) { return CONTAINING_RECORD(Body, OBJECT_HEADER, Body); }
 
 NTSTATUS ObCreateObject(POBJECT_TYPE Type, SIZE_T Bytes, PVOID *Body) {
     POBJECT_HEADER Header = ExAllocatePool2(0x40, sizeof(OBJECT_HEADER) + Bytes, 'jbO ');
-    if (!Header)
-        return STATUS_INSUFFICIENT_RESOURCES;
+    if (!Header) return STATUS_INSUFFICIENT_RESOURCES;
     Header->PointerCount = 1;
     Header->Type = Type;
     *Body = Header->Body;
@@ -29,8 +26,7 @@ NTSYSAPI LONG_PTR ObfDereferenceObject(PVOID Body) {
     if (Left < 0) /* REFERENCE_BY_POINTER: dereferenced more often than referenced */
         KeBugCheckEx(0x18, (ULONG64)Header->Type, (ULONG64)Body, 2, (ULONG64)Left);
     if (Left == 0) {
-        if (Header->Type->Delete)
-            Header->Type->Delete(Body);
+        if (Header->Type->Delete) Header->Type->Delete(Body);
         ExFreePoolWithTag(Header, 'jbO ');
     }
     return Left;
@@ -59,14 +55,13 @@ NTSTATUS ObInsertObject(PVOID Body, PHANDLE Handle) {
 }
 
 /* `Type` is a POBJECT_TYPE such as IoFileObjectType, or NULL for any. */
-NTSYSAPI NTSTATUS ObReferenceObjectByHandle(HANDLE Handle, ULONG Access, PVOID Type, CHAR Mode,
-                                            PVOID *Object, PVOID Information) {
+NTSYSAPI NTSTATUS ObReferenceObjectByHandle(
+    HANDLE Handle, ULONG Access, PVOID Type, CHAR Mode, PVOID *Object, PVOID Information) {
     UNREFERENCED(Access), UNREFERENCED(Mode), UNREFERENCED(Information);
     KIRQL Irql = KeAcquireSpinLockRaiseToDpc(&ObpLock);
     PVOID *Entry = ObpFindHandle(Handle), Body = Entry ? *Entry : NULL;
     BOOLEAN Match = Body && (!Type || ObpHeader(Body)->Type == Type);
-    if (Match)
-        ObfReferenceObject(Body);
+    if (Match) ObfReferenceObject(Body);
     KeReleaseSpinLock(&ObpLock, Irql);
     *Object = Match ? Body : NULL;
     return Match ? STATUS_SUCCESS : Body ? STATUS_OBJECT_TYPE_MISMATCH : STATUS_INVALID_HANDLE;
@@ -80,8 +75,7 @@ NTSYSAPI NTSTATUS ZwClose(HANDLE Handle) {
         ObpHeader(Body)->HandleCount--;
     }
     KeReleaseSpinLock(&ObpLock, Irql);
-    if (!Body)
-        return STATUS_INVALID_HANDLE;
+    if (!Body) return STATUS_INVALID_HANDLE;
     ObfDereferenceObject(Body);
     return STATUS_SUCCESS;
 }

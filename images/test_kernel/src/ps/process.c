@@ -41,25 +41,23 @@ void PspInitialize(void) {
     KiIdleThread.Cid.UniqueProcess = (HANDLE)4;
 }
 
-static NOINLINE void PspCallProcessNotifyRoutines(PEPROCESS Process,
-                                                  PPS_CREATE_NOTIFY_INFO CreateInfo) {
+static NOINLINE void PspCallProcessNotifyRoutines(
+    PEPROCESS Process, PPS_CREATE_NOTIFY_INFO CreateInfo) {
     for (ULONG i = 0; i < NOTIFY_MAX; i++) {
         PVOID Routine = PspCreateProcessNotifyRoutine[i].Routine;
-        if (!Routine)
-            continue;
+        if (!Routine) continue;
         if (PspCreateProcessNotifyRoutine[i].Extended)
             ((CREATE_PROCESS_NOTIFY_EX *)Routine)(Process, Process->UniqueProcessId, CreateInfo);
         else
             ((CREATE_PROCESS_NOTIFY *)Routine)(Process->InheritedFromUniqueProcessId,
-                                               Process->UniqueProcessId, CreateInfo != NULL);
+                Process->UniqueProcessId, CreateInfo != NULL);
     }
 }
 
 PEPROCESS PspCreateProcess(PCSTR ImagePath, PCSTR CommandLine, PEPROCESS Parent, NTSTATUS *Status) {
     PCSTR Name = ImagePath;
     for (PCSTR Part = ImagePath; *Part; Part++)
-        if (*Part == '\\')
-            Name = Part + 1;
+        if (*Part == '\\') Name = Part + 1;
     KiAcquireMutex(&PspNotifyLock);
     PEPROCESS Process =
         PspAllocateProcess(Name, (HANDLE)(PspNextProcessId += 4), Parent->UniqueProcessId);
@@ -72,11 +70,11 @@ PEPROCESS PspCreateProcess(PCSTR ImagePath, PCSTR CommandLine, PEPROCESS Parent,
         RtlTextToUnicode(CommandLine, &Command);
         Process->CreateTime.QuadPart = KiQuerySystemTime();
         PS_CREATE_NOTIFY_INFO Info = {.Size = sizeof(Info),
-                                      .Flags = 1,
-                                      .ParentProcessId = Parent->UniqueProcessId,
-                                      .CreatingThreadId = PsGetCurrentThread_()->Cid,
-                                      .ImageFileName = &Image,
-                                      .CommandLine = &Command};
+            .Flags = 1,
+            .ParentProcessId = Parent->UniqueProcessId,
+            .CreatingThreadId = PsGetCurrentThread_()->Cid,
+            .ImageFileName = &Image,
+            .CommandLine = &Command};
         PspCallProcessNotifyRoutines(Process, &Info);
         *Status = Info.CreationStatus;
         RtlFreeUnicodeString(&Image);
@@ -104,8 +102,7 @@ static NTSTATUS PspSetNotifyRoutine(PVOID Routine, BOOLEAN Extended, BOOLEAN Rem
     NTSTATUS Status = Remove ? STATUS_INVALID_PARAMETER : STATUS_INSUFFICIENT_RESOURCES;
     KiAcquireMutex(&PspNotifyLock); /* a callback under way ends before its driver may go */
     for (ULONG i = 0; i < NOTIFY_MAX && !NT_SUCCESS(Status); i++) {
-        if (PspCreateProcessNotifyRoutine[i].Routine != (Remove ? Routine : NULL))
-            continue;
+        if (PspCreateProcessNotifyRoutine[i].Routine != (Remove ? Routine : NULL)) continue;
         PspCreateProcessNotifyRoutine[i].Routine = Remove ? NULL : Routine;
         PspCreateProcessNotifyRoutine[i].Extended = Extended;
         Status = STATUS_SUCCESS;
@@ -114,8 +111,8 @@ static NTSTATUS PspSetNotifyRoutine(PVOID Routine, BOOLEAN Extended, BOOLEAN Rem
     return Status;
 }
 
-NTSYSAPI NTSTATUS PsSetCreateProcessNotifyRoutineEx(CREATE_PROCESS_NOTIFY_EX *Routine,
-                                                    BOOLEAN Remove) {
+NTSYSAPI NTSTATUS PsSetCreateProcessNotifyRoutineEx(
+    CREATE_PROCESS_NOTIFY_EX *Routine, BOOLEAN Remove) {
     return PspSetNotifyRoutine((PVOID)Routine, TRUE, Remove);
 }
 
@@ -123,29 +120,18 @@ NTSYSAPI NTSTATUS PsSetCreateProcessNotifyRoutine(CREATE_PROCESS_NOTIFY *Routine
     return PspSetNotifyRoutine((PVOID)Routine, FALSE, Remove);
 }
 
-NTSYSAPI HANDLE PsGetCurrentProcessId(void) {
-    return PsGetCurrentThread_()->Cid.UniqueProcess;
-}
-NTSYSAPI HANDLE PsGetCurrentThreadId(void) {
-    return PsGetCurrentThread_()->Cid.UniqueThread;
-}
-NTSYSAPI PEPROCESS PsGetCurrentProcess(void) {
-    return PsGetCurrentThread_()->Tcb.Process;
-}
-NTSYSAPI HANDLE PsGetProcessId(PEPROCESS Process) {
-    return Process->UniqueProcessId;
-}
+NTSYSAPI HANDLE PsGetCurrentProcessId(void) { return PsGetCurrentThread_()->Cid.UniqueProcess; }
+NTSYSAPI HANDLE PsGetCurrentThreadId(void) { return PsGetCurrentThread_()->Cid.UniqueThread; }
+NTSYSAPI PEPROCESS PsGetCurrentProcess(void) { return PsGetCurrentThread_()->Tcb.Process; }
+NTSYSAPI HANDLE PsGetProcessId(PEPROCESS Process) { return Process->UniqueProcessId; }
 
 NTSYSAPI NTSTATUS PsCreateSystemThread(PHANDLE Handle, ULONG Access, POBJECT_ATTRIBUTES Attributes,
-                                       HANDLE Process, PCLIENT_ID ClientId, KSTART_ROUTINE *Start,
-                                       PVOID Context) {
+    HANDLE Process, PCLIENT_ID ClientId, KSTART_ROUTINE *Start, PVOID Context) {
     PETHREAD Thread;
     UNREFERENCED(Attributes), UNREFERENCED(Process);
     NTSTATUS Status = KiStartThread(Start, Context, &Thread);
-    if (!NT_SUCCESS(Status))
-        return Status;
-    if (ClientId)
-        *ClientId = Thread->Cid;
+    if (!NT_SUCCESS(Status)) return Status;
+    if (ClientId) *ClientId = Thread->Cid;
     UNREFERENCED(Access);
     return ObInsertObject(Thread, Handle);
 }

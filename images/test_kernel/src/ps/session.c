@@ -33,15 +33,13 @@ static void SmpProcessSource(PVOID Context) {
         PEPROCESS Process =
             PspCreateProcess(Script->Image, Script->CommandLine, SmpServices, &Status);
         KiSleep(1000);
-        if (Process)
-            PspExitProcess(Process);
+        if (Process) PspExitProcess(Process);
     }
 }
 
 static void SmpWatchPowerButton(PVOID Context) {
     UNREFERENCED(Context);
-    while (!HalPowerButtonPressed())
-        KiSleep(50);
+    while (!HalPowerButtonPressed()) KiSleep(50);
     PopRequestShutdown(FALSE);
 }
 
@@ -49,12 +47,11 @@ void SmpStart(void) {
     PEPROCESS Parent = PsInitialSystemProcess;
     NTSTATUS Status;
     for (ULONG i = 0; i < ARRAY_SIZE(SmpInitialProcesses); i++) {
-        PEPROCESS Process = PspCreateProcess(SmpInitialProcesses[i].Image,
-                                             SmpInitialProcesses[i].CommandLine, Parent, &Status);
+        PEPROCESS Process = PspCreateProcess(
+            SmpInitialProcesses[i].Image, SmpInitialProcesses[i].CommandLine, Parent, &Status);
         if (i == 0) /* smss.exe: page files, and with them the last crash's dump */
             IopCopyCrashDump();
-        if (Process && i < 4)
-            Parent = Process;
+        if (Process && i < 4) Parent = Process;
     }
     SmpServices = Parent;
     IopLoadDrivers(2);
@@ -71,8 +68,7 @@ static void PopGracefulShutdown(PVOID Reboot) {
         IopUnloadDriver(CONTAINING_RECORD(Link, IO_DRIVER, Link)->Service);
     }
     HalDiskFlush();
-    if (Reboot)
-        HalReboot();
+    if (Reboot) HalReboot();
     HalPowerOff();
 }
 

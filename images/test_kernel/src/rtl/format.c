@@ -7,64 +7,52 @@ typedef struct _RTL_SINK {
 } RTL_SINK, *PRTL_SINK;
 
 static void RtlpPut(PRTL_SINK Sink, CHAR Character) {
-    if (Sink->Length + 1 < Sink->Size)
-        Sink->Buffer[Sink->Length++] = Character;
-}
-
-static void RtlpFill(PRTL_SINK Sink, CHAR Character, LONG Count) {
-    while (Count-- > 0)
-        RtlpPut(Sink, Character);
+    if (Sink->Length + 1 < Sink->Size) Sink->Buffer[Sink->Length++] = Character;
 }
 
 typedef struct _RTL_FIELD {
-    BOOLEAN Left, Zero, Alternate, Long; /* '-', '0', '#'; l or w: wide text */
-    CHAR Sign;                           /* '+' or ' ' where asked for, '-' where needed */
-    LONG Width, Precision;               /* Precision -1: none given */
+    BOOLEAN Left, Zero, Alternate, Wide; /* '-', '0', '#'; l or w before s, c, Z */
     ULONG Bytes;                         /* of an integer argument */
+    LONG Width, Precision;               /* Precision -1: none given */
 } RTL_FIELD, *PRTL_FIELD;
 
-/* Exactly one of Narrow and Wide is set; Maximum: in characters, -1 for "until the NUL". Text
- * beyond ASCII becomes '?': no code page here. */
-static void RtlpPutText(PRTL_SINK Sink, PRTL_FIELD Field, PCSTR Narrow, PCWSTR Wide, LONG Maximum) {
+/* At most Maximum characters (-1: up to the NUL). What is beyond ASCII in wide text becomes '?'. */
+static void RtlpPutText(PRTL_SINK Sink, PRTL_FIELD Field, const void *Text, LONG Maximum) {
+    PCSTR Narrow = Text != NULL ? Text : "(null)";
+    PCWSTR Wide = Field->Wide ? Text : NULL;
     LONG Length = 0;
     if (Field->Precision >= 0 && (Maximum < 0 || Field->Precision < Maximum))
         Maximum = Field->Precision;
-    if (Narrow == NULL && Wide == NULL) {
-        Narrow = "(null)";
-        Maximum = 6;
-    }
-    while (Length != Maximum && (Narrow != NULL ? (UCHAR)Narrow[Length] : Wide[Length]) != 0)
+    while (Length != Maximum && (Wide != NULL ? Wide[Length] : (UCHAR)Narrow[Length]) != 0)
         Length++;
-    if (!Field->Left)
-        RtlpFill(Sink, ' ', Field->Width - Length);
+    for (LONG At = Field->Left ? Length : Field->Width; At > Length; At--) RtlpPut(Sink, ' ');
     for (LONG At = 0; At < Length; At++)
-        RtlpPut(Sink, Narrow != NULL ? Narrow[At] : Wide[At] < 0x80 ? (CHAR)Wide[At] : '?');
-    if (Field->Left)
-        RtlpFill(Sink, ' ', Field->Width - Length);
+        RtlpPut(Sink, Wide == NULL ? Narrow[At] : Wide[At] < 0x80 ? (CHAR)Wide[At] : '?');
+    for (LONG At = Field->Left ? Field->Width : Length; At > Length; At--) RtlpPut(Sink, ' ');
 }
 
-static void RtlpPutInteger(PRTL_SINK Sink, PRTL_FIELD Field, ULONG64 Value, ULONG Base, CHAR Ten) {
-    CHAR Digits[24];
-    LONG Count = 0;
-    PCSTR Prefix = Field->Alternate && Base == 16 && Value != 0 ? (Ten == 'A' ? "0X" : "0x") : "";
-    for (; Value != 0; Value /= Base)
-        Digits[Count++] = (CHAR)(Value % Base < 10 ? '0' + Value % Base : Ten + Value % Base - 10);
-    LONG Around = (LONG)strlen(Prefix) + (Field->Sign != 0);
-    LONG Zeros = (Field->Precision < 0 ? 1 : Field->Precision) - Count;
-    if (Field->Zero && !Field->Left && Field->Precision < 0)
-        Zeros = MAX(Zeros, Field->Width - Around - Count);
-    LONG Padding = Field->Width - Around - MAX(Zeros, 0) - Count;
-    if (!Field->Left)
-        RtlpFill(Sink, ' ', Padding);
-    if (Field->Sign != 0)
-        RtlpPut(Sink, Field->Sign);
-    while (*Prefix != 0)
-        RtlpPut(Sink, *Prefix++);
-    RtlpFill(Sink, '0', Zeros);
-    while (Count > 0)
-        RtlpPut(Sink, Digits[--Count]);
-    if (Field->Left)
-        RtlpFill(Sink, ' ', Padding);
+static void RtlpPutInteger(PRTL_SINK Sink, PRTL_FIELD Field, ULONG64 Value, CHAR Kind) {
+    CHAR Text[100];
+    PCHAR At = Text + sizeof(Text) - 1, End = At;
+    ULONG Unused = 64 - 8 * Field->Bytes, Base = Kind == 'd' || Kind == 'u' ? 10 : 16;
+    BOOLEAN Negative = Kind == 'd' && (LONG64)(Value << Unused) < 0;
+    Value = (Negative ? 0 - Value : Value) << Unused >> Unused;
+    BOOLEAN Prefix = Field->Alternate && Base == 16 && Value != 0;
+    LONG Digits = Field->Precision >= 0         ? Field->Precision
+                  : Field->Zero && !Field->Left ? Field->Width - Negative - 2 * Prefix
+                                                : 1;
+    Digits = MIN(MAX(Digits, Field->Precision < 0), (LONG)sizeof(Text) - 4);
+    *At = 0;
+    for (; Value != 0 || End - At < Digits; Value /= Base)
+        *--At = (Kind == 'X' ? "0123456789ABCDEF" : "0123456789abcdef")[Value % Base];
+    if (Prefix) {
+        *--At = Kind;
+        *--At = '0';
+    }
+    if (Negative) *--At = '-';
+    Field->Precision = -1;
+    Field->Wide = FALSE;
+    RtlpPutText(Sink, Field, At, -1);
 }
 
 /* A number or, for '*', the next argument. */
@@ -80,17 +68,10 @@ static LONG RtlpParseNumber(PCSTR *Format, va_list *Arguments) {
 }
 
 static PCSTR RtlpParseField(PCSTR Format, PRTL_FIELD Field, va_list *Arguments) {
-    for (;; Format++) {
-        if (*Format == '-')
-            Field->Left = TRUE;
-        else if (*Format == '0')
-            Field->Zero = TRUE;
-        else if (*Format == '#')
-            Field->Alternate = TRUE;
-        else if (*Format == '+' || (*Format == ' ' && Field->Sign == 0))
-            Field->Sign = *Format;
-        else if (*Format != ' ')
-            break;
+    for (; *Format == '-' || *Format == '0' || *Format == '#'; Format++) {
+        Field->Left |= *Format == '-';
+        Field->Zero |= *Format == '0';
+        Field->Alternate |= *Format == '#';
     }
     Field->Width = RtlpParseNumber(&Format, Arguments);
     if (Field->Width < 0) {
@@ -102,21 +83,15 @@ static PCSTR RtlpParseField(PCSTR Format, PRTL_FIELD Field, va_list *Arguments) 
         Format++;
         Field->Precision = RtlpParseNumber(&Format, Arguments);
     }
-    Field->Bytes = 4; /* l too: long has 32 bits on Windows */
+    Field->Bytes = 4; /* for a single l too: long has 32 bits on Windows */
     for (;; Format++) {
-        if (*Format == 'l' && Format[1] == 'l') {
+        if (*Format == 'I' || (*Format == 'l' && Format[1] == 'l')) {
             Field->Bytes = 8;
-            Format++;
-        } else if (*Format == 'I' && Format[1] == '3' && Format[2] == '2') {
-            Format += 2;
-        } else if (*Format == 'I' || *Format == 'z' || *Format == 't' || *Format == 'j') {
-            Field->Bytes = 8;
-            if (Format[1] == '6' && Format[2] == '4')
-                Format += 2;
+            Format += *Format == 'l' ? 1 : Format[1] == '6' && Format[2] == '4' ? 2 : 0;
+        } else if (*Format == 'l' || *Format == 'w') {
+            Field->Wide = TRUE;
         } else if (*Format == 'h') {
             Field->Bytes /= 2;
-        } else if (*Format == 'l' || *Format == 'w') {
-            Field->Long = TRUE;
         } else {
             return Format;
         }
@@ -134,47 +109,23 @@ int RtlFormatV(PCHAR Buffer, SIZE_T Size, PCSTR Format, va_list List) {
             continue;
         }
         Format = RtlpParseField(Format + 1, &Field, &Arguments);
-        CHAR Kind = *Format;
-        ULONG64 Value = 0;
-        if (Kind == 'd' || Kind == 'i' || Kind == 'u' || Kind == 'x' || Kind == 'X' ||
-            Kind == 'o') {
-            Value = Field.Bytes == 8 ? va_arg(Arguments, ULONG64) : va_arg(Arguments, ULONG);
-            ULONG Unused = 64 - 8 * Field.Bytes;
-            BOOLEAN Signed = Kind == 'd' || Kind == 'i';
-            Value =
-                Signed ? (ULONG64)((LONG64)(Value << Unused) >> Unused) : Value << Unused >> Unused;
-            if (!Signed)
-                Field.Sign = 0;
-            else if ((LONG64)Value < 0) {
-                Field.Sign = '-';
-                Value = 0 - Value;
-            }
-            RtlpPutInteger(&Sink, &Field, Value,
-                           Kind == 'o'             ? 8
-                           : Signed || Kind == 'u' ? 10
-                                                   : 16,
-                           Kind == 'X' ? 'A' : 'a');
+        CHAR Kind = *Format == 'i' ? 'd' : *Format;
+        Field.Wide |= Kind == 'S' || Kind == 'C';
+        if (Kind == 'd' || Kind == 'u' || Kind == 'x' || Kind == 'X') {
+            RtlpPutInteger(&Sink, &Field, va_arg(Arguments, ULONG64), Kind);
         } else if (Kind == 'p') {
+            Field.Bytes = 8;
             Field.Precision = 16;
-            Field.Sign = 0;
-            RtlpPutInteger(&Sink, &Field, va_arg(Arguments, ULONG64), 16, 'A');
+            RtlpPutInteger(&Sink, &Field, va_arg(Arguments, ULONG64), 'X');
         } else if (Kind == 'c' || Kind == 'C') {
-            WCHAR Wide = (WCHAR)va_arg(Arguments, int);
-            CHAR Narrow = (CHAR)Wide;
-            Field.Precision = -1;
-            BOOLEAN IsWide = Field.Long || (Kind == 'C' && Field.Bytes != 2);
-            RtlpPutText(&Sink, &Field, IsWide ? NULL : &Narrow, IsWide ? &Wide : NULL, 1);
+            ULONG Character = va_arg(Arguments, ULONG);
+            RtlpPutText(&Sink, &Field, &Character, 1);
         } else if (Kind == 's' || Kind == 'S') {
-            PCSTR Text = va_arg(Arguments, PCSTR);
-            BOOLEAN IsWide = Field.Long || (Kind == 'S' && Field.Bytes != 2);
-            RtlpPutText(&Sink, &Field, IsWide ? NULL : Text, IsWide ? (PCWSTR)Text : NULL, -1);
-        } else if (Kind == 'Z') {
-            /* UNICODE_STRING and ANSI_STRING differ in what the buffer holds only */
-            PCUNICODE_STRING Text = va_arg(Arguments, PCUNICODE_STRING);
-            PCWSTR Start = Text != NULL ? Text->Buffer : NULL;
-            LONG Length = Start != NULL ? Text->Length : 0;
-            RtlpPutText(&Sink, &Field, Field.Long ? NULL : (PCSTR)Start, Field.Long ? Start : NULL,
-                        Field.Long ? Length / 2 : Length);
+            RtlpPutText(&Sink, &Field, va_arg(Arguments, PVOID), -1);
+        } else if (Kind == 'Z') { /* UNICODE_STRING or ANSI_STRING: they are laid out alike */
+            PCANSI_STRING Text = va_arg(Arguments, PCANSI_STRING);
+            PVOID Start = Text != NULL ? Text->Buffer : NULL;
+            RtlpPutText(&Sink, &Field, Start, Start == NULL ? -1 : Text->Length >> Field.Wide);
         } else if (Kind == 0) {
             break; /* a lone '%' at the end */
         } else {
@@ -182,8 +133,7 @@ int RtlFormatV(PCHAR Buffer, SIZE_T Size, PCSTR Format, va_list List) {
         }
     }
     va_end(Arguments);
-    if (Size > 0)
-        Buffer[Sink.Length] = 0;
+    if (Size > 0) Buffer[Sink.Length] = 0;
     return (int)Sink.Length;
 }
 

@@ -23,19 +23,18 @@ EXCEPTION_ROUTINE RtlpExceptionHandler, RtlpUnwindHandler;
 #define RTL_SAVED_DISPATCHER(Frame) (*(PDISPATCHER_CONTEXT *)((PUCHAR)(Frame) + 0x20))
 
 /* An exception inside a handler that was called for an exception. */
-EXCEPTION_DISPOSITION RtlpExceptionHandler(PEXCEPTION_RECORD Record, PVOID Frame, PCONTEXT Context,
-                                           PDISPATCHER_CONTEXT Dispatcher) {
+EXCEPTION_DISPOSITION RtlpExceptionHandler(
+    PEXCEPTION_RECORD Record, PVOID Frame, PCONTEXT Context, PDISPATCHER_CONTEXT Dispatcher) {
     UNREFERENCED(Context);
-    if (Record->ExceptionFlags & EXCEPTION_UNWIND)
-        return ExceptionContinueSearch;
+    if (Record->ExceptionFlags & EXCEPTION_UNWIND) return ExceptionContinueSearch;
     Dispatcher->EstablisherFrame = RTL_SAVED_DISPATCHER(Frame)->EstablisherFrame;
     return ExceptionNestedException;
 }
 
 /* An exception, or another unwind, inside a handler that was called for an unwind: it goes on where
  * that unwind was, so that no __finally runs twice. */
-EXCEPTION_DISPOSITION RtlpUnwindHandler(PEXCEPTION_RECORD Record, PVOID Frame, PCONTEXT Context,
-                                        PDISPATCHER_CONTEXT Dispatcher) {
+EXCEPTION_DISPOSITION RtlpUnwindHandler(
+    PEXCEPTION_RECORD Record, PVOID Frame, PCONTEXT Context, PDISPATCHER_CONTEXT Dispatcher) {
     ULONG64 TargetIp = Dispatcher->TargetIp;
     UNREFERENCED(Record);
     UNREFERENCED(Context);
@@ -52,13 +51,12 @@ static BOOLEAN RtlpStep(ULONG HandlerType, PDISPATCHER_CONTEXT Dispatcher, PCONT
     ULONG64 Low = Thread != NULL ? (ULONG64)Thread->Tcb.StackLimit : 0;
     ULONG64 High = Thread != NULL ? (ULONG64)Thread->Tcb.StackBase : 0;
     ULONG64 Old = Context->Rsp;
-    if (Context->Rip == 0)
-        return FALSE;
+    if (Context->Rip == 0) return FALSE;
     Dispatcher->ControlPc = Context->Rip;
     Dispatcher->FunctionEntry = RtlLookupFunctionEntry(Context->Rip, &Dispatcher->ImageBase, NULL);
-    Dispatcher->LanguageHandler = RtlVirtualUnwind(
-        HandlerType, Dispatcher->ImageBase, Context->Rip, Dispatcher->FunctionEntry, Context,
-        &Dispatcher->HandlerData, &Dispatcher->EstablisherFrame, NULL);
+    Dispatcher->LanguageHandler = RtlVirtualUnwind(HandlerType, Dispatcher->ImageBase, Context->Rip,
+        Dispatcher->FunctionEntry, Context, &Dispatcher->HandlerData, &Dispatcher->EstablisherFrame,
+        NULL);
     Dispatcher->ScopeIndex = 0;
     Dispatcher->HistoryTable = NULL;
     ULONG64 Frame = Dispatcher->EstablisherFrame, New = Context->Rsp;
@@ -72,8 +70,9 @@ static BOOLEAN RtlpStep(ULONG HandlerType, PDISPATCHER_CONTEXT Dispatcher, PCONT
 static void RtlpResume(PDISPATCHER_CONTEXT Dispatcher, PCONTEXT Context) {
     PVOID Data;
     ULONG64 Frame;
+    *Context = *Dispatcher->ContextRecord;
     RtlVirtualUnwind(UNW_FLAG_NHANDLER, Dispatcher->ImageBase, Dispatcher->ControlPc,
-                     Dispatcher->FunctionEntry, Context, &Data, &Frame, NULL);
+        Dispatcher->FunctionEntry, Context, &Data, &Frame, NULL);
 }
 
 /* TRUE: a filter wants execution to go on at Context, which it may have changed. FALSE: nobody took
@@ -84,74 +83,54 @@ NTSYSAPI BOOLEAN RtlDispatchException(PEXCEPTION_RECORD Record, PCONTEXT Context
     ULONG64 NestedFrame = 0;
     ULONG Flags = Record->ExceptionFlags & EXCEPTION_NONCONTINUABLE;
     while (RtlpStep(UNW_FLAG_EHANDLER, &Dispatcher, &Walk)) {
-        EXCEPTION_DISPOSITION Disposition = ExceptionContinueSearch;
-        do {
-            if (Dispatcher.LanguageHandler == NULL)
-                break;
+        while (Dispatcher.LanguageHandler != NULL) {
             ULONG64 Frame = Dispatcher.EstablisherFrame;
             Dispatcher.ContextRecord = Context;
             Record->ExceptionFlags = Flags;
-            Disposition =
+            EXCEPTION_DISPOSITION Disposition =
                 RtlpExecuteHandlerForException(Record, (PVOID)Frame, Context, &Dispatcher);
-            Flags |= Record->ExceptionFlags & EXCEPTION_NONCONTINUABLE;
-            if (NestedFrame == Frame) {
-                Flags &= ~EXCEPTION_NESTED_CALL;
-                NestedFrame = 0;
-            }
-            if (Disposition == ExceptionContinueExecution) {
-                return !(Flags & EXCEPTION_NONCONTINUABLE);
-            } else if (Disposition == ExceptionNestedException) {
+            if (Disposition == ExceptionContinueExecution)
+                return !((Flags | Record->ExceptionFlags) & EXCEPTION_NONCONTINUABLE);
+            if (NestedFrame == Frame) Flags &= ~EXCEPTION_NESTED_CALL;
+            if (Disposition == ExceptionNestedException) {
                 Flags |= EXCEPTION_NESTED_CALL;
                 NestedFrame = MAX(NestedFrame, Dispatcher.EstablisherFrame);
-            } else if (Disposition == ExceptionCollidedUnwind) {
-                Walk = *Dispatcher.ContextRecord;
-                RtlpResume(&Dispatcher, &Walk);
-            } else if (Disposition != ExceptionContinueSearch) {
-                KeBugCheckEx(KMODE_EXCEPTION_NOT_HANDLED, STATUS_INVALID_DISPOSITION,
-                             Dispatcher.ControlPc, 0, 0);
             }
-        } while (Disposition == ExceptionCollidedUnwind);
+            if (Disposition != ExceptionCollidedUnwind) break;
+            RtlpResume(&Dispatcher, &Walk);
+        }
     }
-    Record->ExceptionFlags = Flags;
     return FALSE;
 }
 
 /* Leaves every frame below TargetFrame, running their __finally blocks, then goes on in that frame
  * at TargetIp with ReturnValue in rax. Context is scratch space. */
 NTSYSAPI void RtlUnwindEx(PVOID TargetFrame, PVOID TargetIp, PEXCEPTION_RECORD Record,
-                          PVOID ReturnValue, PCONTEXT Context, PVOID History) {
+    PVOID ReturnValue, PCONTEXT Context, PVOID History) {
     CONTEXT Caller;
     DISPATCHER_CONTEXT Dispatcher = {0};
     EXCEPTION_RECORD Local = {.ExceptionCode = STATUS_UNWIND};
     UNREFERENCED(History);
     RtlCaptureContext(Context);
     Caller = *Context;
-    if (Record == NULL)
-        Record = &Local;
+    if (Record == NULL) Record = &Local;
     ULONG Flags = (Record->ExceptionFlags & EXCEPTION_NONCONTINUABLE) | EXCEPTION_UNWINDING |
                   (TargetFrame == NULL ? EXCEPTION_EXIT_UNWIND : 0);
     while (RtlpStep(UNW_FLAG_UHANDLER, &Dispatcher, &Caller)) {
-        EXCEPTION_DISPOSITION Disposition = ExceptionContinueSearch;
-        ULONG Collided = 0;
-        do {
+        for (ULONG Collided = 0; Dispatcher.LanguageHandler != NULL;
+             Collided = EXCEPTION_COLLIDED_UNWIND) {
             PVOID Frame = (PVOID)Dispatcher.EstablisherFrame;
-            if (Dispatcher.LanguageHandler == NULL)
-                break;
             Context->Rax = (ULONG64)ReturnValue;
             Dispatcher.TargetIp = (ULONG64)TargetIp;
             Dispatcher.ContextRecord = Context;
             Record->ExceptionFlags =
                 Flags | Collided | (Frame == TargetFrame ? EXCEPTION_TARGET_UNWIND : 0);
-            Disposition = RtlpExecuteHandlerForUnwind(Record, Frame, Context, &Dispatcher);
-            if (Disposition == ExceptionCollidedUnwind) {
-                Collided = EXCEPTION_COLLIDED_UNWIND;
-                *Context = Caller = *Dispatcher.ContextRecord;
-                RtlpResume(&Dispatcher, &Caller);
-            } else if (Disposition != ExceptionContinueSearch) {
-                KeBugCheckEx(KMODE_EXCEPTION_NOT_HANDLED, STATUS_INVALID_DISPOSITION,
-                             Dispatcher.ControlPc, 0, 0);
-            }
-        } while (Disposition == ExceptionCollidedUnwind);
+            if (RtlpExecuteHandlerForUnwind(Record, Frame, Context, &Dispatcher) !=
+                ExceptionCollidedUnwind)
+                break;
+            *Context = *Dispatcher.ContextRecord;
+            RtlpResume(&Dispatcher, &Caller);
+        }
         if ((PVOID)Dispatcher.EstablisherFrame == TargetFrame) {
             Context->Rax = (ULONG64)ReturnValue;
             Context->Rip = (ULONG64)TargetIp;
@@ -160,23 +139,22 @@ NTSYSAPI void RtlUnwindEx(PVOID TargetFrame, PVOID TargetIp, PEXCEPTION_RECORD R
         *Context = Caller;
     }
     KeBugCheckEx(KMODE_EXCEPTION_NOT_HANDLED, STATUS_BAD_STACK, Dispatcher.ControlPc,
-                 (ULONG64)TargetFrame, 0);
+        (ULONG64)TargetFrame, 0);
 }
 
 /* The handler that compilers name for C functions with __try. */
-NTSYSAPI EXCEPTION_DISPOSITION __C_specific_handler(PEXCEPTION_RECORD Record, PVOID Frame,
-                                                    PCONTEXT Context,
-                                                    PDISPATCHER_CONTEXT Dispatcher) {
+NTSYSAPI EXCEPTION_DISPOSITION __C_specific_handler(
+    PEXCEPTION_RECORD Record, PVOID Frame, PCONTEXT Context, PDISPATCHER_CONTEXT Dispatcher) {
     PSCOPE_TABLE Table = Dispatcher->HandlerData;
     ULONG64 Base = Dispatcher->ImageBase;
     ULONG Pc = (ULONG)(Dispatcher->ControlPc - Base);
     ULONG Target = (ULONG)(Dispatcher->TargetIp - Base);
     BOOLEAN IsTarget = (Record->ExceptionFlags & EXCEPTION_TARGET_UNWIND) != 0;
+    EXCEPTION_POINTERS Pointers = {Record, Context};
     for (ULONG At = Dispatcher->ScopeIndex; At < Table->Count; At++) {
         ULONG Begin = Table->Scope[At].BeginAddress, End = Table->Scope[At].EndAddress;
         ULONG Handler = Table->Scope[At].HandlerAddress, Jump = Table->Scope[At].JumpTarget;
-        if (Pc < Begin || Pc >= End)
-            continue;
+        if (Pc < Begin || Pc >= End) continue;
         if (Record->ExceptionFlags & EXCEPTION_UNWIND) {
             /* the scope to go on in, or its own __except, ends the unwind of this frame */
             if (IsTarget && ((Target >= Begin && Target < End) || (Jump != 0 && Jump == Target)))
@@ -185,18 +163,13 @@ NTSYSAPI EXCEPTION_DISPOSITION __C_specific_handler(PEXCEPTION_RECORD Record, PV
                 Dispatcher->ScopeIndex = At + 1;
                 ((TERMINATION_HANDLER *)(Base + Handler))(TRUE, Frame);
             }
-        } else if (Jump != 0) {
-            EXCEPTION_POINTERS Pointers = {Record, Context};
+        } else if (Jump != 0) { /* 1 in place of a filter: EXCEPTION_EXECUTE_HANDLER */
             LONG Answer =
-                1; /* EXCEPTION_EXECUTE_HANDLER, which compilers write in place of an RVA */
-            if (Handler != 1)
-                Answer = ((EXCEPTION_FILTER *)(Base + Handler))(&Pointers, Frame);
-            if (Answer < 0)
-                return ExceptionContinueExecution;
+                Handler == 1 ? 1 : ((EXCEPTION_FILTER *)(Base + Handler))(&Pointers, Frame);
+            if (Answer < 0) return ExceptionContinueExecution;
             if (Answer > 0)
                 RtlUnwindEx(Frame, (PVOID)(Base + Jump), Record,
-                            (PVOID)(ULONG64)(ULONG)Record->ExceptionCode, Dispatcher->ContextRecord,
-                            NULL);
+                    (PVOID)(ULONG64)(ULONG)Record->ExceptionCode, Dispatcher->ContextRecord, NULL);
         }
     }
     return ExceptionContinueSearch;

@@ -17,8 +17,7 @@ NTSYSAPI void *memmove(void *Target, const void *Source, SIZE_T Bytes) {
     if ((ULONG64)Target - (ULONG64)Source >= Bytes)
         RtlpCopyForward(Target, Source, Bytes);
     else /* not with the direction flag set: an interrupt would inherit it */
-        while (Bytes-- > 0)
-            ((PUCHAR)Target)[Bytes] = ((const UCHAR *)Source)[Bytes];
+        while (Bytes-- > 0) ((PUCHAR)Target)[Bytes] = ((const UCHAR *)Source)[Bytes];
     return Target;
 }
 
@@ -34,8 +33,7 @@ NTSYSAPI void *memset(void *Target, int Value, SIZE_T Bytes) {
 
 NTSYSAPI SIZE_T RtlCompareMemory(const void *A, const void *B, SIZE_T Bytes) {
     SIZE_T Equal = 0;
-    while (Equal < Bytes && ((const UCHAR *)A)[Equal] == ((const UCHAR *)B)[Equal])
-        Equal++;
+    while (Equal < Bytes && ((const UCHAR *)A)[Equal] == ((const UCHAR *)B)[Equal]) Equal++;
     return Equal;
 }
 
@@ -46,34 +44,28 @@ NTSYSAPI int memcmp(const void *A, const void *B, SIZE_T Bytes) {
 
 SIZE_T strlen(PCSTR Text) {
     SIZE_T Length = 0;
-    while (Text[Length] != 0)
-        Length++;
+    while (Text[Length] != 0) Length++;
     return Length;
 }
 
 int strncmp(PCSTR A, PCSTR B, SIZE_T Count) {
     for (SIZE_T At = 0; At < Count; At++)
-        if (A[At] != B[At] || A[At] == 0)
-            return (UCHAR)A[At] - (UCHAR)B[At];
+        if (A[At] != B[At] || A[At] == 0) return (UCHAR)A[At] - (UCHAR)B[At];
     return 0;
 }
 
-int strcmp(PCSTR A, PCSTR B) {
-    return strncmp(A, B, ~0ULL);
-}
+int strcmp(PCSTR A, PCSTR B) { return strncmp(A, B, ~0ULL); }
 
 PCHAR strchr(PCSTR Text, int Character) {
     for (; *Text != (CHAR)Character; Text++)
-        if (*Text == 0)
-            return NULL;
+        if (*Text == 0) return NULL;
     return (PCHAR)Text;
 }
 
 PCHAR strstr(PCSTR Text, PCSTR Part) {
     SIZE_T Length = strlen(Part);
     for (; strncmp(Text, Part, Length) != 0; Text++)
-        if (*Text == 0)
-            return NULL;
+        if (*Text == 0) return NULL;
     return (PCHAR)Text;
 }
 
@@ -84,15 +76,12 @@ static int RtlpLower(CHAR Character) {
 int RtlCompareTextInsensitiveN(PCSTR A, PCSTR B, SIZE_T Count) {
     for (SIZE_T At = 0; At < Count; At++) {
         int Difference = RtlpLower(A[At]) - RtlpLower(B[At]);
-        if (Difference != 0 || A[At] == 0)
-            return Difference;
+        if (Difference != 0 || A[At] == 0) return Difference;
     }
     return 0;
 }
 
-int RtlCompareTextInsensitive(PCSTR A, PCSTR B) {
-    return RtlCompareTextInsensitiveN(A, B, ~0ULL);
-}
+int RtlCompareTextInsensitive(PCSTR A, PCSTR B) { return RtlCompareTextInsensitiveN(A, B, ~0ULL); }
 
 PCHAR RtlCopyText(PCHAR Target, SIZE_T Size, PCSTR Source) {
     if (Size > 0) {
@@ -115,17 +104,14 @@ BOOLEAN RtlTextToInteger(PCSTR Text, ULONG Base, ULONG64 *Value) {
         Base = 16;
         Text += 2;
     }
-    if (Base == 0)
-        Base = 10;
-    if (*Text == 0)
-        return FALSE;
+    if (Base == 0) Base = 10;
+    if (*Text == 0) return FALSE;
     for (; *Text != 0; Text++) {
         int Lower = RtlpLower(*Text);
         ULONG Digit = Lower >= '0' && Lower <= '9'   ? (ULONG)(Lower - '0')
                       : Lower >= 'a' && Lower <= 'z' ? (ULONG)(Lower - 'a' + 10)
                                                      : Base;
-        if (Digit >= Base || Result > (~0ULL - Digit) / Base)
-            return FALSE;
+        if (Digit >= Base || Result > (~0ULL - Digit) / Base) return FALSE;
         Result = Result * Base + Digit;
     }
     *Value = Result;

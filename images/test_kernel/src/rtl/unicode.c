@@ -6,8 +6,7 @@
 
 NTSYSAPI SIZE_T wcslen(PCWSTR Text) {
     SIZE_T Length = 0;
-    while (Text[Length] != 0)
-        Length++;
+    while (Text[Length] != 0) Length++;
     return Length;
 }
 
@@ -30,8 +29,7 @@ NTSYSAPI void RtlInitAnsiString(PANSI_STRING Target, PCSTR Source) {
 }
 
 NTSYSAPI NTSTATUS RtlAppendUnicodeStringToString(PUNICODE_STRING Target, PCUNICODE_STRING Source) {
-    if (Target->Length + Source->Length > Target->MaximumLength)
-        return STATUS_BUFFER_TOO_SMALL;
+    if (Target->Length + Source->Length > Target->MaximumLength) return STATUS_BUFFER_TOO_SMALL;
     memmove((PUCHAR)Target->Buffer + Target->Length, Source->Buffer, Source->Length);
     Target->Length += Source->Length;
     if (Target->Length + sizeof(WCHAR) <= Target->MaximumLength)
@@ -47,8 +45,7 @@ NTSYSAPI NTSTATUS RtlAppendUnicodeToString(PUNICODE_STRING Target, PCWSTR Source
 
 NTSYSAPI void RtlCopyUnicodeString(PUNICODE_STRING Target, PCUNICODE_STRING Source) {
     UNICODE_STRING Part = {0};
-    if (Source != NULL)
-        Part = *Source;
+    if (Source != NULL) Part = *Source;
     Part.Length = MIN(Part.Length, Target->MaximumLength & ~1);
     Target->Length = 0;
     RtlAppendUnicodeStringToString(Target, &Part);
@@ -69,8 +66,7 @@ NTSYSAPI LONG RtlCompareUnicodeString(PCUNICODE_STRING A, PCUNICODE_STRING B, BO
             Left = RtlUpcaseUnicodeChar(Left);
             Right = RtlUpcaseUnicodeChar(Right);
         }
-        if (Left != Right)
-            return (LONG)Left - (LONG)Right;
+        if (Left != Right) return (LONG)Left - (LONG)Right;
     }
     return (LONG)A->Length - (LONG)B->Length;
 }
@@ -79,51 +75,43 @@ NTSYSAPI BOOLEAN RtlEqualUnicodeString(PCUNICODE_STRING A, PCUNICODE_STRING B, B
     return A->Length == B->Length && RtlCompareUnicodeString(A, B, IgnoreCase) == 0;
 }
 
-/* Makes room in Target for Characters of CharacterSize bytes and a NUL, which Length leaves out. A
- * caller's buffer that is too small takes what fits: Characters comes back as the number to copy.
- */
-static NTSTATUS RtlpPrepareString(PANSI_STRING Target, SIZE_T *Characters, ULONG CharacterSize,
-                                  BOOLEAN Allocate) {
-    SIZE_T Wanted = *Characters;
-    *Characters = 0;
-    SIZE_T Bytes = (Wanted + 1) * CharacterSize;
+/* Characters of SourceSize bytes to ones of Size bytes, and a NUL that Length leaves out. A
+ * caller's buffer that is too small takes what fits. */
+static NTSTATUS RtlpConvert(
+    PANSI_STRING Target, ULONG Size, PCANSI_STRING Source, ULONG SourceSize, BOOLEAN Allocate) {
+    ULONG Wanted = Source->Length / SourceSize;
     if (Allocate) {
-        if (Bytes > RTL_MAXIMUM_BYTES)
-            return STATUS_INVALID_PARAMETER;
-        Target->MaximumLength = (USHORT)Bytes;
-        Target->Buffer = KiAllocate(Bytes);
-        if (Target->Buffer == NULL)
-            return STATUS_NO_MEMORY;
-    } else if (Target->MaximumLength < CharacterSize) {
-        return STATUS_BUFFER_OVERFLOW;
+        Target->MaximumLength = (USHORT)MIN((Wanted + 1) * Size, RTL_MAXIMUM_BYTES);
+        Target->Buffer = KiAllocate(Target->MaximumLength);
+        if (Target->Buffer == NULL) return STATUS_NO_MEMORY;
     }
-    *Characters = MIN(Wanted, (SIZE_T)Target->MaximumLength / CharacterSize - 1);
-    Target->Length = (USHORT)(*Characters * CharacterSize);
-    memset(Target->Buffer + Target->Length, 0, CharacterSize);
-    return *Characters == Wanted ? STATUS_SUCCESS : STATUS_BUFFER_OVERFLOW;
+    if (Target->MaximumLength < Size) return STATUS_BUFFER_OVERFLOW;
+    ULONG Count = MIN(Wanted, Target->MaximumLength / Size - 1);
+    for (ULONG At = 0; At <= Count; At++) {
+        WCHAR Character = At == Count       ? 0
+                          : SourceSize == 1 ? (UCHAR)Source->Buffer[At]
+                                            : ((PWSTR)Source->Buffer)[At];
+        if (Size == 2)
+            ((PWSTR)Target->Buffer)[At] = Character;
+        else
+            Target->Buffer[At] = Character < 0x80 ? (CHAR)Character : '?';
+    }
+    Target->Length = (USHORT)(Count * Size);
+    return Count == Wanted ? STATUS_SUCCESS : STATUS_BUFFER_OVERFLOW;
 }
 
-NTSYSAPI NTSTATUS RtlUnicodeStringToAnsiString(PANSI_STRING Target, PCUNICODE_STRING Source,
-                                               BOOLEAN Allocate) {
-    SIZE_T Characters = Source->Length / sizeof(WCHAR);
-    NTSTATUS Status = RtlpPrepareString(Target, &Characters, sizeof(CHAR), Allocate);
-    for (SIZE_T At = 0; At < Characters; At++)
-        Target->Buffer[At] = Source->Buffer[At] < 0x80 ? (CHAR)Source->Buffer[At] : '?';
-    return Status;
+NTSYSAPI NTSTATUS RtlUnicodeStringToAnsiString(
+    PANSI_STRING Target, PCUNICODE_STRING Source, BOOLEAN Allocate) {
+    return RtlpConvert(Target, sizeof(CHAR), (PCANSI_STRING)Source, sizeof(WCHAR), Allocate);
 }
 
-NTSYSAPI NTSTATUS RtlAnsiStringToUnicodeString(PUNICODE_STRING Target, PCANSI_STRING Source,
-                                               BOOLEAN Allocate) {
-    SIZE_T Characters = Source->Length;
-    NTSTATUS Status = RtlpPrepareString((PANSI_STRING)Target, &Characters, sizeof(WCHAR), Allocate);
-    for (SIZE_T At = 0; At < Characters; At++)
-        Target->Buffer[At] = (UCHAR)Source->Buffer[At];
-    return Status;
+NTSYSAPI NTSTATUS RtlAnsiStringToUnicodeString(
+    PUNICODE_STRING Target, PCANSI_STRING Source, BOOLEAN Allocate) {
+    return RtlpConvert((PANSI_STRING)Target, sizeof(WCHAR), Source, sizeof(CHAR), Allocate);
 }
 
 NTSYSAPI void RtlFreeUnicodeString(PUNICODE_STRING String) {
-    if (String->Buffer != NULL)
-        KiFree(String->Buffer);
+    if (String->Buffer != NULL) KiFree(String->Buffer);
     *String = (UNICODE_STRING){0};
 }
 
