@@ -27,7 +27,7 @@ help: ## this list
 demo: $(ENVIRONMENT) machine-packages ## a bad content file stops a machine: its screen, its dump, the culprit
 	$(PYTHON) -m images.test_kernel.demo
 
-test: $(ENVIRONMENT) machine-packages ## every test, on real virtual machines
+test: $(ENVIRONMENT) test-packages ## every test, on real virtual machines
 	$(PYTEST) -n $(WORKERS) --dist worksteal -m "not soak"
 
 lint: $(ENVIRONMENT) ## ruff and mypy --strict
@@ -63,9 +63,13 @@ requirements: $(ENVIRONMENT) ## compile the pinned requirements again, after a c
 clean: ## remove the Python environment and what targets made
 	rm -rf .venv .work build
 
-.PHONY: machine-packages
+.PHONY: machine-packages test-packages
 machine-packages:
 	@.ci/debian-packages machines debugger
+
+# Parts of the test kernel are also compiled for Linux and tested alone.
+test-packages:
+	@.ci/debian-packages machines debugger compiler
 
 $(ENVIRONMENT): requirements/uv.txt requirements/dev.txt
 	@.ci/debian-packages python

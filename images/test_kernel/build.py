@@ -123,7 +123,8 @@ def build_image(
         if pagefile_bytes:
             volume.preallocate(PAGEFILE_PATH, pagefile_bytes, pagefile_extents)
         volume.write(content)
-        volume.folder(PureWindowsPath(TEMPORARY_FOLDER))
+        for folder in (DRIVERS_FOLDER, TEMPORARY_FOLDER):
+            volume.folder(PureWindowsPath(folder))
         _run("qemu-img", "convert", "-q", "-f", "raw", "-O", "qcow2", str(raw), str(path))
     return path
 

@@ -28,15 +28,12 @@ from tests.oracle.dbgeng import (
 )
 from tests.oracle.readers import KernelDump, Volatility
 from tests.support.crashes import DPC_TIMEOUT, Crash
+from tests.support.kernel_memory import kernel_base, loaded_modules
 from tests.support.sensor import CRASHES, KINDS, CrashKind, built, source_function, source_line
 from tests.support.symbols import export, places, public_symbol
 
 every_crash = pytest.mark.parametrize(("kind", "variant"), CRASHES)
 KERNEL = BUILT / "ntoskrnl.exe"
-KERNEL_BASE = 0x18
-"""Offset of KernBase in KDDEBUGGER_DATA64."""
-KD_DEBUGGER_DATA_BLOCK = 0x80
-"""Offset in DUMP_HEADER64."""
 CLOCK_TICK = 10
 """Milliseconds between the ticks that the DPC watchdog counts."""
 OWNER_POLICY_FLAGS = 0x9C
@@ -72,14 +69,6 @@ ASSEMBLY = frozenset(
         *(f"nt!KiIsrEntry{line}" for line in range(16)),
     }
 )
-
-
-def kernel_base(dump: KernelDump) -> int:
-    """Where the dump's debugger data say that the kernel lies."""
-    (block,) = struct.unpack_from("<Q", dump.path.read_bytes(), KD_DEBUGGER_DATA_BLOCK)
-    data = dump.read(block + KERNEL_BASE, 8)
-    assert data is not None
-    return int.from_bytes(data, "little")
 
 
 def sensor_base(crash: Crash) -> int:
@@ -136,9 +125,12 @@ def test_kdmp_parser(crash_of: CrashFactory, kind: str, variant: str, contract: 
     reads = dump.sample(1, READS, [(kernel, 0x100000), (dump.registers["rsp"], 0x1000)])
     assert [one for one in reads if dump.read(*one) is None] == []
     assert image_differences(dump, kernel, KERNEL) == []
+    modules = loaded_modules(dump)
+    assert list(modules) == ["ntoskrnl.exe", "sensor.sys"]
+    assert modules["ntoskrnl.exe"] == kernel
+    assert image_differences(dump, modules["sensor.sys"], built(variant) / "sensor.sys") == []
     if KINDS[kind].frames:
-        base = sensor_base(crash)
-        assert image_differences(dump, base, built(variant) / "sensor.sys") == []
+        assert modules["sensor.sys"] == sensor_base(crash)
 
 
 @every_crash

@@ -485,6 +485,7 @@ class Domain:
                     "guest-file-write", handle=handle, buf_b64=base64.b64encode(part).decode()
                 )
                 assert written["count"] == len(part)
+            self.agent("guest-file-flush", handle=handle)
         finally:
             self.agent("guest-file-close", handle=handle)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -46,6 +47,14 @@ def load_content(domain: Domain, name: str) -> None:
     """Puts content files into the running machine; the sensor loads them within a second."""
     for path, file in content_files(name).items():
         domain.write_file(path, file.read_bytes())
+
+
+def loaded_drivers(domain: Domain) -> dict[str, dict[str, str]]:
+    """What driverquery says of the loaded images, by module name; keys are its column titles."""
+    listed = domain.execute(r"C:\Windows\System32\driverquery.exe", "/v", "/fo", "csv")
+    return {
+        row["Module Name"]: row for row in csv.DictReader(listed.output.strip().splitlines())
+    }
 
 
 @dataclass(frozen=True)

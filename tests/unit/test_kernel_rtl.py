@@ -60,7 +60,7 @@ def libc_formatted(size: int, template: str, *arguments: int | bytes) -> bytes:
     value=st.integers(-(1 << 63), (1 << 63) - 1) | st.integers(-2, 2),
     size=st.integers(1, 64),
 )  # fmt: skip
-def test_integers_are_formatted_as_libc_does(
+def test_integers_are_formatted_as_libc_does(  # noqa: PLR0917
     kernel: Emulator, flags: str, alternate: bool, width: int, precision: int | None,
     length: tuple[str, str], kind: str, value: int, size: int,
 ) -> None:  # fmt: skip

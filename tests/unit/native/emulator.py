@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pefile
-import symbolic
 import unicorn
+from symbolic.debuginfo import Archive
 from unicorn import x86_const as x86
 
 BUILT = Path(__file__).parents[3] / "images" / "test_kernel" / "built"
@@ -29,7 +29,24 @@ MASK = (1 << 64) - 1
 # In the order of CONTEXT and of unwind codes.
 REGISTERS = [
     getattr(x86, f"UC_X86_REG_{name}")
-    for name in ["RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", "R8", "R9", "R10", "R11", "R12", "R13", "R14", "R15"]
+    for name in (
+        "RAX",
+        "RCX",
+        "RDX",
+        "RBX",
+        "RSP",
+        "RBP",
+        "RSI",
+        "RDI",
+        "R8",
+        "R9",
+        "R10",
+        "R11",
+        "R12",
+        "R13",
+        "R14",
+        "R15",
+    )
 ]
 RSP = 4
 NONVOLATILE = (3, 5, 6, 7, 12, 13, 14, 15)
@@ -71,8 +88,8 @@ class Image:
 
 def functions_by_name(image: Image, pdb: Path) -> dict[str, int]:
     """Addresses of the functions that the PDB tells of."""
-    archive = symbolic.Archive.open(str(pdb))
-    cache = next(iter(archive.iter_objects())).make_symcache()
+    archive = Archive.open(str(pdb))
+    cache: Any = next(iter(archive.iter_objects())).make_symcache()
     names: dict[str, int] = {}
     for rva in range(PAGE, len(image.memory), 16):  # every function is aligned to 16
         for location in cache.lookup(rva)[-1:]:
@@ -80,7 +97,7 @@ def functions_by_name(image: Image, pdb: Path) -> dict[str, int]:
     return names
 
 
-class Fault(Exception):
+class EmulationError(Exception):
     """The emulated code touched memory that is not there, or could not be run."""
 
 
@@ -207,7 +224,7 @@ class Emulator(Processor):
         return 0
 
     def _bug_check(self) -> int:
-        raise Fault(f"bug check {self.argument(0):#x} ({self.argument(1):#x})")
+        raise EmulationError(f"bug check {self.argument(0):#x} ({self.argument(1):#x})")
 
     def argument(self, index: int) -> int:
         """The integer argument of the function that is being entered."""
@@ -228,7 +245,7 @@ class Emulator(Processor):
         block = self._heap
         self._heap += max(size, len(data), 1) + 31 & ~15  # never adjacent
         if self._heap > HEAP_BASE + HEAP_SIZE:
-            raise Fault("the emulated heap is used up")
+            raise EmulationError("the emulated heap is used up")
         if data:
             self.write(block, data)
         return block
@@ -238,7 +255,7 @@ class Emulator(Processor):
         self._heap = self._heap_floor
 
     def call(self, function: str | int, *arguments: int | bytes) -> int:
-        """Call with the Microsoft x64 convention; bytes go by address, NUL-terminated. Gives rax."""
+        """Call as C on Windows does; bytes go by address, NUL-terminated. Gives rax."""
         address = self.names[function] if isinstance(function, str) else function
         values = [
             self.allocate(0, value + b"\0\0") if isinstance(value, bytes) else value & MASK
@@ -252,7 +269,7 @@ class Emulator(Processor):
         self.cpu.reg_write(x86.UC_X86_REG_RSP, rsp)
         self.run(address)
         if self.cpu.reg_read(x86.UC_X86_REG_RSP) != rsp + 8:
-            raise Fault(f"{function} came back with another stack pointer")
+            raise EmulationError(f"{function} came back with another stack pointer")
         return int(self.cpu.reg_read(x86.UC_X86_REG_RAX))
 
     def run(self, address: int, limit: int = 5_000_000) -> None:
@@ -262,11 +279,11 @@ class Emulator(Processor):
             self.cpu.emu_start(address, RETURN_ADDRESS, count=limit)
         except unicorn.UcError as error:
             if self._error is None:
-                raise Fault(f"{error}: {self._fault}") from error
+                raise EmulationError(f"{error}: {self._fault}") from error
         if self._error is not None:
             raise self._error
         if (rip := self.cpu.reg_read(x86.UC_X86_REG_RIP)) != RETURN_ADDRESS:
-            raise Fault(f"stopped at {rip:#x} after {limit} instructions")
+            raise EmulationError(f"stopped at {rip:#x} after {limit} instructions")
 
 
 @dataclass

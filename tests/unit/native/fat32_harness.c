@@ -2,9 +2,9 @@
  * any number of sectors. Loaded with ctypes by test_kernel_fat32.py. */
 #include "ki.h"
 
-#define EXPORT __attribute__((visibility("default")))
+#define EXPORT        __attribute__((visibility("default")))
 #define PARTITION_LBA 2048 /* the memory is the partition alone: fsck.fat and mtools want it so */
-#define SECTOR 512
+#define SECTOR        512
 
 void *malloc(unsigned long Bytes);
 void free(void *Block);
@@ -31,28 +31,25 @@ static BOOLEAN Inside(ULONG64 Lba, ULONG Count) {
 }
 NTSTATUS HalDiskRead(ULONG64 Lba, ULONG Count, PVOID Buffer) {
     if (Lba == 0 && Count == 1) { /* a second partition of type 0x0C, active */
-        static const UCHAR Entry[16] = {0x80, 0, 0, 0, 0x0C, 0, 0, 0, PARTITION_LBA & 0xFF,
-                                        PARTITION_LBA >> 8};
+        static const UCHAR Entry[16] = {
+            0x80, 0, 0, 0, 0x0C, 0, 0, 0, PARTITION_LBA & 0xFF, PARTITION_LBA >> 8};
         PUCHAR Data = Buffer;
-        for (int Index = 0; Index < SECTOR; Index++)
-            Data[Index] = 0;
+        for (int Index = 0; Index < SECTOR; Index++) Data[Index] = 0;
         memcpy(Data + 0x1CE, Entry, sizeof(Entry));
         Data[0x1FE] = 0x55;
         Data[0x1FF] = 0xAA;
         return STATUS_SUCCESS;
     }
-    if (!Inside(Lba, Count) || !Count)
-        return STATUS_INVALID_PARAMETER;
+    if (!Inside(Lba, Count) || !Count) return STATUS_INVALID_PARAMETER;
     memcpy(Buffer, Partition + (Lba - PARTITION_LBA) * SECTOR, Count * SECTOR);
     return STATUS_SUCCESS;
 }
 NTSTATUS HalDiskWrite(ULONG64 Lba, ULONG Count, const void *Buffer) {
-    if (!Inside(Lba, Count) || !Count)
-        return STATUS_INVALID_PARAMETER;
+    if (!Inside(Lba, Count) || !Count) return STATUS_INVALID_PARAMETER;
     for (ULONG Index = 0; Index < Count; Index++, Written++) {
         if (Written >= CutAfter) return STATUS_IO_DEVICE_ERROR;
         memcpy(Partition + (Lba - PARTITION_LBA + Index) * SECTOR, (PUCHAR)Buffer + Index * SECTOR,
-               SECTOR);
+            SECTOR);
     }
     return STATUS_SUCCESS;
 }

@@ -64,7 +64,7 @@ class Actions:
         self._blocks: dict[int, Iterator[Raise]] = {}
 
     def next_action(self, scope: Scope) -> int | Raise:
-        """For a filter or a __finally block; a filter at the end of its list takes the exception."""
+        """For a filter or a __finally block. In the end a filter takes the exception."""
         actions = self._filters.setdefault(scope.number, iter(scope.actions))
         return next(actions, 0 if scope.is_finally else 1)
 
@@ -81,11 +81,11 @@ def programs(draw: st.DrawFn) -> Function:
     def exception() -> Raise:
         return Raise(next(codes))
 
-    def scope(depth: int) -> Scope:
+    def scope() -> Scope:
         number = next(numbers)
         if draw(st.booleans()):
             actions = draw(st.lists(st.sampled_from(["none", "raise"]), max_size=2))
-            child = function(depth + 1) if draw(st.integers(0, 3)) == 0 and budget[0] > 0 else None
+            child = any_function() if draw(st.integers(0, 3)) == 0 and budget[0] > 0 else None
             steps = tuple(0 if action == "none" else exception() for action in actions)
             return Scope(number, True, steps, (), child)
         answers = draw(st.lists(st.sampled_from([-1, 0, 0, 0, 1, "raise"]), max_size=4))
@@ -93,21 +93,21 @@ def programs(draw: st.DrawFn) -> Function:
         block = tuple(exception() for _ in range(draw(st.integers(0, 2)) // 2))
         return Scope(number, False, filters, block)
 
-    def function(depth: int) -> Function:
+    def any_function() -> Function:
         budget[0] -= 1
-        scopes = tuple(scope(depth) for _ in range(draw(st.integers(0, 3))))
-        child = function(depth + 1) if budget[0] > 0 and draw(st.integers(0, 3)) else None
+        scopes = tuple(scope() for _ in range(draw(st.integers(0, 3))))
+        child = any_function() if budget[0] > 0 and draw(st.integers(0, 3)) else None
         raises = exception() if child is None or draw(st.booleans()) else None
         return Function(next(numbers), scopes, child, raises, draw(st.integers(0, 1 << 30)))
 
-    return function(0)
+    return any_function()
 
 
-class Unhandled(Exception):
+class UnhandledError(Exception):
     """No filter took an exception: the system stops here."""
 
 
-class _Unwind(Exception):
+class _UnwindError(Exception):
     def __init__(self, activation: object, index: int, code: int) -> None:
         self.activation, self.index, self.code = activation, index, code
 
@@ -122,7 +122,7 @@ class Model:
         self._running: list[object] = []  # filters' activations, None for a __finally
 
     def run(self, function: Function) -> None:
-        """Run a function to its end. Raises Unhandled."""
+        """Run a function to its end. Raises UnhandledError."""
         activation, base = object(), len(self._active)
         self._active += [(scope, activation, at) for at, scope in enumerate(function.scopes)]
         start = True
@@ -137,7 +137,7 @@ class Model:
                 if following:
                     self._raise(following.code)
                 break
-            except _Unwind as unwind:
+            except _UnwindError as unwind:
                 if unwind.activation is not activation:
                     raise
                 del self._active[base + unwind.index :]
@@ -181,9 +181,9 @@ class Model:
                 return
             if answer > 0:
                 self._leave(at)
-                raise _Unwind(activation, index, code)
+                raise _UnwindError(activation, index, code)
         self.log.append(("unhandled", -1, code))
-        raise Unhandled
+        raise UnhandledError
 
     def _leave(self, target: int) -> None:
         while len(self._active) > target + 1:
@@ -246,7 +246,7 @@ class Assembly:
         self.xdata += -(-len(data) // 4) * 4
         return start
 
-    def unwind_info(
+    def unwind_info(  # noqa: PLR0917
         self, prolog: int, codes: list[bytes], frame: int = 0, flags: int = 0, tail: bytes = b"",
         version: int = 1,
     ) -> int:  # fmt: skip
@@ -275,7 +275,9 @@ def trap_stub(assembly: Assembly, dispatch: int, size: int) -> int:
     return start
 
 
-def assemble(assembly: Assembly, function: Function, handler: int) -> int:
+def assemble(  # noqa: PLR0912, PLR0915
+    assembly: Assembly, function: Function, handler: int
+) -> int:
     """Append a function and all it calls. `handler`: RVA of a jump to __C_specific_handler."""
     child = assemble(assembly, function.child, handler) if function.child else 0
     handlers = [_funclet(assembly, function, scope, handler) for scope in function.scopes]

@@ -1,8 +1,8 @@
 """Walks every path through compiled functions, as a processor would, without calling or storing.
 
-Calls are stepped over and memory outside the frame is left alone, so that any function of any image can
-be walked. What moves the stack pointer or saves and restores registers is really executed: where a
-function's caller is, is known at every instruction from what was true at its entry.
+Calls are stepped over and memory outside the frame is left alone, so that any function of any image
+can be walked. What moves the stack pointer or saves and restores registers is really executed:
+where a function's caller is, is known at every instruction from what was true at its entry.
 """
 
 import random
@@ -22,15 +22,31 @@ from tests.unit.native.emulator import (
     RSP,
     STACK_BASE,
     STACK_SIZE,
-    Fault,
+    EmulationError,
     Image,
     Processor,
     Registers,
 )
 
 PUSH_MACHFRAME = 10
-SKIPPED = {"int3", "ud2", "hlt", "iretq", "ret", "retf", "syscall", "sysret", "sysretq"}
-FRAME_REGISTERS = {cs.X86_REG_RSP, cs.X86_REG_RBP}
+ENDS = {"int", "int3", "ud2", "hlt", "iretq", "ret", "retf", "syscall", "sysret", "sysretq"}
+LEFT_OUT = (
+    "cpuid", "div", "fxrstor", "idiv", "in ", "insb", "insd", "ldmxcsr", "lgdt", "lidt", "lods",
+    "ltr", "movsb", "movsd", "movsq", "movsw", "out", "popf", "rd", "rep", "stos", "swapgs", "wr",
+)  # fmt: skip
+"""Beginnings of mnemonics: they fault here, or store through rdi."""
+GENERAL_REGISTERS = {
+    getattr(cs, f"X86_REG_{name}"): index
+    for index, name in enumerate(
+        ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI",
+         "R8", "R9", "R10", "R11", "R12", "R13", "R14", "R15")
+    )
+}  # fmt: skip
+FRAME_REGISTERS = (RSP, 5)
+SYSTEM_REGISTERS = {
+    getattr(cs, f"X86_REG_{name}")
+    for name in ("CR0", "CR2", "CR3", "CR4", "CR8", "SS", "DS", "ES", "FS", "GS")
+}
 SLOTS = {1: 2, 4: 2, 5: 3, 8: 2, 9: 3}
 
 
@@ -46,6 +62,14 @@ def unwind_codes(image: Image, unwind_data: int) -> list[tuple[int, int, int]]:
     return codes
 
 
+def relative_target(instruction: capstone.CsInsn) -> int:
+    """What a lea relative to rip gives; 0 for other instructions."""
+    if instruction.mnemonic != "lea" or instruction.operands[1].mem.base != cs.X86_REG_RIP:
+        return 0
+    target: int = (instruction.address + instruction.size + instruction.operands[1].mem.disp) & MASK
+    return target
+
+
 class Walker:
     """Walks the functions of one image on a processor of its own."""
 
@@ -58,6 +82,8 @@ class Walker:
         self.decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
         self.decoder.detail = True
         self.visits: Counter[int] = Counter()
+        self.body = 0  # where the prologue of the function is over
+        self.table = 0  # what the last lea rip-relative gave: in a switch, its table
 
     def decode(self, address: int) -> capstone.CsInsn:
         """The instruction at `address`."""
@@ -68,9 +94,10 @@ class Walker:
     def walk(
         self, function: tuple[int, int, int], limit: int = 3000
     ) -> Iterator[tuple[Registers, Registers]]:
-        """One path: the registers before each instruction, and those of the caller."""
+        """One path: the registers before each instruction not seen before, and the caller's."""
         begin, end, unwind_data = function
         codes = unwind_codes(self.image, unwind_data)
+        self.body = self.image.base + begin + self.image.memory[unwind_data + 1]
         machine = next((info for _, operation, info in codes if operation == PUSH_MACHFRAME), None)
         rsp = STACK_BASE + STACK_SIZE - 0x2000 - 8 * self.random.randrange(8)
         registers = Registers.arbitrary(self.random, rsp, self.image.base + begin)
@@ -89,22 +116,20 @@ class Walker:
         for _ in range(limit):
             if not self.image.base + begin <= pc < self.image.base + end:
                 return
-            current = self.processor.registers()
-            current.rip = pc
             instruction = self.decode(pc)
-            if machine is not None and (
-                current.integer[RSP] > lowest or self.leaves(instruction, begin, end)
-            ):
-                return  # a trap handler's way out is no epilogue: Windows cannot unwind it either
-            lowest = min(lowest, current.integer[RSP])
-            self.visits[pc] += 1
+            if machine is not None:
+                depth = self.processor.cpu.reg_read(REGISTERS[RSP])
+                if depth > lowest or self.leaves(instruction, begin, end):
+                    return  # a trap handler's way out is no epilogue: nor does Windows unwind it
+                lowest = min(lowest, depth)
             # Inline assembly that reads or sets the flags through the stack: unwind data cannot
             # describe the one instruction in between.
-            if instruction.mnemonic != "popfq" and (previous, instruction.mnemonic) != (
-                "pushfq",
-                "pop",
-            ):
+            by_hand = previous == "pushfq" and instruction.mnemonic == "pop"
+            if not self.visits[pc] and not by_hand and instruction.mnemonic != "popfq":
+                current = self.processor.registers()
+                current.rip = pc
                 yield current, expected
+            self.visits[pc] += 1
             previous = instruction.mnemonic
             following = self.step(instruction, begin, end)
             if following is None:
@@ -119,54 +144,71 @@ class Walker:
 
     def step(self, instruction: capstone.CsInsn, begin: int, end: int) -> int | None:
         """Carry out one instruction as far as it matters here; the next address, or the end."""
-        following = instruction.address + instruction.size
+        following: int = instruction.address + instruction.size
         name = instruction.mnemonic
-        if name in SKIPPED:
+        if name in ENDS:
             return None
-        if instruction.group(cs.X86_GRP_CALL):
-            return following
         if instruction.group(cs.X86_GRP_JUMP):
-            operand = instruction.operands[0]
-            if operand.type != cs.X86_OP_IMM:
-                return None
-            target = operand.imm & MASK
-            if name == "jmp":
-                return target
-            if not self.image.base + begin <= target < self.image.base + end:
-                return following
-            return min(
-                (target, following),
-                key=lambda address: (self.visits[address], self.random.random()),
-            )
+            return self.jump(instruction, following, begin, end)
+        self.table = relative_target(instruction) or self.table
         if name == "popfq":  # its effect on the stack only
-            self.processor.cpu.reg_write(
-                REGISTERS[RSP], self.processor.cpu.reg_read(REGISTERS[RSP]) + 8
-            )
-        elif self.is_harmless(instruction):
+            rsp = self.processor.cpu.reg_read(REGISTERS[RSP])
+            self.processor.cpu.reg_write(REGISTERS[RSP], rsp + 8)
+        elif not instruction.group(cs.X86_GRP_CALL) and self.is_harmless(instruction):
             self.execute(instruction)
         return following
 
+    def jump(
+        self, instruction: capstone.CsInsn, following: int, begin: int, end: int
+    ) -> int | None:
+        """Where to go: of two ways the one less often gone."""
+        operand = instruction.operands[0]
+        if operand.type == cs.X86_OP_REG and instruction.bytes[0] & 0xF8 != 0x48:
+            return min(self.table_targets(begin, end), key=self.preference, default=None)
+        if operand.type != cs.X86_OP_IMM:
+            return None
+        target: int = operand.imm & MASK
+        if instruction.mnemonic == "jmp":
+            return target
+        if not self.image.base + begin <= target < self.image.base + end:
+            return following
+        return min((target, following), key=self.preference)
+
+    def preference(self, address: int) -> tuple[int, float]:
+        """Lowest where the walk has been least often."""
+        return self.visits[address], self.random.random()
+
+    def table_targets(self, begin: int, end: int) -> list[int]:
+        """Where a switch may go: clang's tables of offsets relative to the table itself."""
+        code = list(self.decoder.disasm(self.image.memory[begin:end], self.image.base + begin))
+        places = {instruction.address for instruction in code}
+        tables = {relative_target(instruction) for instruction in code}
+        address = self.table
+        targets: list[int] = []
+        while self.image.base <= address < self.image.base + len(self.image.memory) - 4:
+            offset = address - self.image.base
+            target = self.table + struct.unpack_from("<i", self.image.memory, offset)[0]
+            if target not in places or (targets and address in tables):
+                break  # past the end, or the next table
+            targets.append(target)
+            address += 4
+        return targets
+
     def is_harmless(self, instruction: capstone.CsInsn) -> bool:
         """Register to register, or within the frame."""
-        if instruction.group(cs.X86_GRP_PRIVILEGE) or (instruction.mnemonic.startswith(
-            ("rep", "div", "idiv", "in", "out", "cli", "sti", "swapgs", "popf", "lods", "stos",
-             "movs", "ldmxcsr", "fxrstor", "ltr", "lidt", "lgdt", "wr", "rd", "cpuid")
-        ) and instruction.mnemonic not in ("inc",) and not instruction.mnemonic.startswith(
-            ("movsx", "movsd")
-        )):  # fmt: skip
+        if instruction.group(cs.X86_GRP_PRIVILEGE) or instruction.mnemonic.startswith(LEFT_OUT):
             return False
-        for operand in instruction.operands:
-            if operand.type == cs.X86_OP_REG and operand.reg in (
-                cs.X86_REG_CR0, cs.X86_REG_CR3, cs.X86_REG_CR4, cs.X86_REG_CR8,
-                cs.X86_REG_SS, cs.X86_REG_DS, cs.X86_REG_ES, cs.X86_REG_FS, cs.X86_REG_GS,
-            ):  # fmt: skip
+        for index, operand in enumerate(instruction.operands):
+            if operand.type == cs.X86_OP_REG and operand.reg in SYSTEM_REGISTERS:
                 return False
             if operand.type != cs.X86_OP_MEM or instruction.mnemonic == "lea":
                 continue
-            if operand.mem.base not in FRAME_REGISTERS or operand.mem.index:
+            base = GENERAL_REGISTERS.get(operand.mem.base)
+            # Prologues and epilogues may store and load by a copy of rsp.
+            by_copy = instruction.address < self.body or index > 0
+            if base is None or operand.mem.index or not (base in FRAME_REGISTERS or by_copy):
                 return False
-            base = REGISTER_INDEX[operand.mem.base]
-            address = self.processor.registers().integer[base] + operand.mem.disp
+            address = self.processor.cpu.reg_read(REGISTERS[base]) + operand.mem.disp
             if not STACK_BASE <= address < STACK_BASE + STACK_SIZE - 16:
                 return False
         return True
@@ -185,7 +227,4 @@ class Walker:
                 instruction.address, instruction.address + instruction.size, count=1
             )
         except unicorn.UcError as error:
-            raise Fault(f"{instruction.mnemonic} {instruction.op_str}: {error}") from error
-
-
-REGISTER_INDEX = {cs.X86_REG_RSP: RSP, cs.X86_REG_RBP: 5}
+            raise EmulationError(f"{instruction.mnemonic} {instruction.op_str}: {error}") from error

@@ -2,29 +2,28 @@
 #pragma once
 #include "ki.h"
 
-/* -- virtio-serial: one named port, polled. Only the agent's thread calls these. --------------- */
-BOOLEAN VioSerialStart(PCSTR PortName); /* FALSE: no such device, or out of memory */
-/* Bytes the host sent, at most 4096 at a time; 0: none. Takes note of the host's coming and going.
- */
-ULONG VioSerialRead(PUCHAR *Data);
-void VioSerialReadDone(void); /* gives the bytes of the last read back to the device */
-void VioSerialWrite(const void *Data, ULONG Length); /* waits until the host has taken them */
-extern ULONG VioSerialHangups; /* how often the host closed its end: what came before is void */
-
-/* -- output ------------------------------------------------------------------------------------ */
 /* A growing text, NUL-terminated once it has any; what no memory can be had for is left out. */
-BOOLEAN OutputReserve(POUTPUT Output, ULONG Bytes);
-void OutputAppend(POUTPUT Output, const void *Data, ULONG Length);
+typedef struct _OUTPUT {
+    PCHAR Text;
+    ULONG Length, Size;
+} OUTPUT, *POUTPUT;
+void OutputAppend(POUTPUT Output, const void *Data, SIZE_T Length);
+/* At most 1,023 characters; a line feed becomes CR LF, as Windows' programs print it. */
+void OutputPrint(POUTPUT Output, PCSTR Format, ...);
 
-/* -- JSON (RFC 8259) and base64 (RFC 4648) ------------------------------------------------------
- */
-/* A value is the part of the checked text it was read from; strings are decoded when asked for. */
+/* virtio-serial: one named port, polled. Only the agent's thread calls these. */
+enum { VIO_BUFFER = 4096 };
+BOOLEAN VioSerialStart(PCSTR PortName);              /* FALSE: no device, or no memory */
+ULONG VioSerialRead(PUCHAR Buffer);                  /* up to VIO_BUFFER; 0: none */
+void VioSerialWrite(const void *Data, ULONG Length); /* waits until the host took them */
+extern BOOLEAN VioSerialHungUp; /* set when the host closes its end: what came before is void */
+
+/* JSON (RFC 8259): a value is its part of the checked text; strings are decoded when asked for. */
 typedef struct _JSON {
     PCSTR Text, End;
 } JSON;
-#define JSON_DEPTH 32
-/* Cuts a byte stream into texts: a text ends where its outermost bracket closes (or at a line's end
- * when it has none), whether or not a newline follows. */
+enum { JSON_DEPTH = 32 };
+/* Cuts a byte stream into texts: one ends where its outermost bracket closes, or with its line. */
 typedef struct _JSON_FRAME {
     ULONG Depth;
     BOOLEAN InString, Escaped, Started;
@@ -32,24 +31,30 @@ typedef struct _JSON_FRAME {
 typedef enum { JSON_MORE, JSON_COMPLETE, JSON_BROKEN } JSON_PROGRESS;
 JSON_PROGRESS JsonFrame(JSON_FRAME *Frame, UCHAR Byte);
 PCSTR JsonCheck(PCSTR Text, JSON *Value); /* NULL: well formed; or what is wrong */
-BOOLEAN JsonMember(JSON Object, PCSTR Name, JSON *Value);
 /* Walks the members (Name not NULL) or elements of a container; start with Value->Text = NULL. */
 BOOLEAN JsonNext(JSON Container, JSON *Name, JSON *Value);
-BOOLEAN JsonString(
-    JSON Value, PCHAR Target); /* UTF-8, no longer than the value; FALSE: no string */
+BOOLEAN JsonMember(JSON Object, PCSTR Name, JSON *Value);
+BOOLEAN JsonString(JSON Value, PCHAR Target); /* UTF-8 within the value's size; FALSE: no string */
 BOOLEAN JsonInteger(JSON Value, LONG64 *Integer);
 void JsonPutString(POUTPUT Output, PCSTR Text);
-void JsonPutBase64(POUTPUT Output, const UCHAR *Data, ULONG Length); /* with its quotes */
-BOOLEAN Base64Decode(PCHAR Text, ULONG *Decoded);
+void JsonPutBase64(POUTPUT Output, const UCHAR *Data, ULONG Length); /* RFC 4648, with quotes */
+BOOLEAN Base64Decode(PCHAR Text, ULONG *Decoded);                    /* in place */
 
-/* -- Win32 errors -------------------------------------------------------------------------------
- */
 ULONG Win32Error(NTSTATUS Status); /* as RtlNtStatusToDosError */
 PCSTR Win32Message(ULONG Error);   /* the system's English text */
 
-/* -- built-in programs ------------------------------------------------------------------------- */
-PROGRAM ScMain, RegMain, PnpUtilMain, DriverQueryMain;
+/* A built-in program as it runs: it prints, and returns the exit code that Windows' does. */
+typedef struct _PROGRAM {
+    int Count;
+    PCHAR Arguments[64]; /* [0]: its path */
+    OUTPUT Output, Errors;
+} PROGRAM, *PPROGRAM;
+typedef int PROGRAM_MAIN(PPROGRAM Program);
+PROGRAM_MAIN ScMain, RegMain, PnpUtilMain, DriverQueryMain;
+PROGRAM_MAIN *ProgramFind(PCSTR Path); /* full Windows path; NULL where no such program */
+#define PROGRAM_EXIT(Stream, Code, ...) (OutputPrint(Stream, __VA_ARGS__), (int)(Code))
+/* What follows an option ("/v" or "-v", "start="), "" when nothing does; NULL: it is not given. */
+PCSTR ProgramOption(PPROGRAM Program, PCSTR Name);
 static inline BOOLEAN Same(PCSTR A, PCSTR B) { return RtlCompareTextInsensitive(A, B) == 0; }
-BOOLEAN ProgramFlag(int Count, PCHAR *Arguments, PCSTR Name);
-PCSTR ProgramOption(int Count, PCHAR *Arguments, PCSTR Name); /* what follows "/x"; NULL: absent */
-BOOLEAN ServicePath(PCHAR Key, ULONG Size, PCSTR Service);    /* its key; FALSE: no such service */
+PCM_KEY ServiceKey(PCSTR Service); /* NULL: no such service */
+NTSTATUS ServiceStore(PCSTR Service, ULONG Start, ULONG ErrorControl, PCSTR ImagePath);

@@ -3,44 +3,48 @@
 #include "agent.h"
 
 static PCSTR JsonError; /* set where a scan returns NULL; only the agent's thread parses */
+static ULONG JsonDepth;
+static const CHAR JsonDecimals[] = "0123456789";
 
 JSON_PROGRESS JsonFrame(JSON_FRAME *Frame, UCHAR Byte) {
     if (Frame->InString) {
-        if (!Frame->Escaped && Byte == '"') Frame->InString = FALSE;
+        Frame->InString = Frame->Escaped || Byte != '"';
         Frame->Escaped = !Frame->Escaped && Byte == '\\';
         return Byte < ' ' ? JSON_BROKEN : JSON_MORE;
     }
     Frame->InString = Byte == '"';
-    if (Byte == '{' || Byte == '[')
-        Frame->Depth++;
-    else if ((Byte == '}' || Byte == ']') && Frame->Depth > 0 && --Frame->Depth == 0)
+    Frame->Depth += Byte == '{' || Byte == '[';
+    if ((Byte == '}' || Byte == ']') && Frame->Depth > 0 && --Frame->Depth == 0)
         return JSON_COMPLETE;
     if (Byte == '\n' && Frame->Depth == 0 && Frame->Started) return JSON_COMPLETE;
     Frame->Started |= Byte > ' ';
     return JSON_MORE;
 }
 
+/* -- checking: each scan returns what follows the thing it is named after ---------------------- */
 static PCSTR JsonFail(PCSTR Error) {
     JsonError = Error;
     return NULL;
 }
 
+/* A character's place in a set; NULL where it is not in it, as the final NUL never is. */
+static PCSTR JsonFind(PCSTR Set, CHAR Character) {
+    return Character ? strchr(Set, Character) : NULL;
+}
+
 static PCSTR JsonSpace(PCSTR At) {
-    while (*At == ' ' || *At == '\t' || *At == '\n' || *At == '\r') At++;
+    while (JsonFind(" \t\n\r", *At)) At++;
     return At;
 }
 
-/* The value of `Count` hex digits, -1 where they are not. */
-static int JsonHex(PCSTR At, ULONG Count) {
+/* The value of four hex digits, -1 where they are not. */
+static int JsonHex(PCSTR At) {
+    static const CHAR Digits[] = "0123456789abcdefABCDEF";
     int Value = 0;
-    for (; Count > 0; Count--, At++) {
-        CHAR Letter = *At | 0x20;
-        if (*At >= '0' && *At <= '9')
-            Value = Value << 4 | (*At - '0');
-        else if (Letter >= 'a' && Letter <= 'f')
-            Value = Value << 4 | (Letter - 'a' + 10);
-        else
-            return -1;
+    for (PCSTR End = At + 4; At < End; At++) {
+        PCSTR Digit = JsonFind(Digits, *At);
+        if (Digit == NULL) return -1;
+        Value = Value << 4 | (int)(Digit - Digits < 16 ? Digit - Digits : Digit - Digits - 6);
     }
     return Value;
 }
@@ -48,16 +52,15 @@ static int JsonHex(PCSTR At, ULONG Count) {
 static PCSTR JsonSkipString(PCSTR At) {
     while (*++At != '"') {
         if ((UCHAR)*At < ' ') return JsonFail("unterminated string, or a control character in it");
-        if (*At != '\\') continue;
-        if (*++At == 'u' ? JsonHex(At + 1, 4) <= 0 : *At == 0 || !strchr("\"\\/bfnrt", *At))
+        if (*At == '\\' && (*++At == 'u' ? JsonHex(At + 1) <= 0 : !JsonFind("\"\\/bfnrt", *At)))
             return JsonFail("invalid escape in string"); /* so is NUL: texts here end with one */
     }
     return At + 1;
 }
 
 static PCSTR JsonDigits(PCSTR At) {
-    if (At == NULL || *At < '0' || *At > '9') return JsonFail("invalid number");
-    while (*At >= '0' && *At <= '9') At++;
+    if (!JsonFind(JsonDecimals, *At)) return JsonFail("invalid number");
+    while (JsonFind(JsonDecimals, *At)) At++;
     return At;
 }
 
@@ -69,50 +72,50 @@ static PCSTR JsonSkipNumber(PCSTR At) {
     return At;
 }
 
-static PCSTR JsonSkip(PCSTR At, ULONG Depth) {
+static PCSTR JsonSkip(PCSTR At) {
     static const PCSTR Words[] = {"true", "false", "null"};
-    if (*At == '"') return JsonSkipString(At);
-    if (*At == '-' || (*At >= '0' && *At <= '9')) return JsonSkipNumber(At);
+    JSON Container = {At, NULL}, Name, Value = {NULL, At + 1};
     for (ULONG i = 0; i < ARRAY_SIZE(Words); i++)
         if (strncmp(At, Words[i], strlen(Words[i])) == 0) return At + strlen(Words[i]);
+    if (*At == '"') return JsonSkipString(At);
+    if (*At == '-' || JsonFind(JsonDecimals, *At)) return JsonSkipNumber(At);
     if (*At != '{' && *At != '[') return JsonFail("expecting value");
-    BOOLEAN Object = *At == '{', First = TRUE;
-    if (Depth == 0) return JsonFail("too deeply nested");
-    for (At = JsonSpace(At + 1); *At != (Object ? '}' : ']'); First = FALSE, At = JsonSpace(At)) {
-        if (!First && *At != ',') return JsonFail("expecting a comma or the closing bracket");
-        At = First ? At : JsonSpace(At + 1);
-        if (Object) {
-            if (*At != '"') return JsonFail("key is not a string in object");
-            if ((At = JsonSkipString(At)) == NULL) return NULL;
-            if (*(At = JsonSpace(At)) != ':') return JsonFail("missing : in object pair");
-            At = JsonSpace(At + 1);
-        }
-        if ((At = JsonSkip(At, Depth - 1)) == NULL) return NULL;
-    }
-    return At + 1;
+    if (JsonDepth == JSON_DEPTH) return JsonFail("too deeply nested");
+    JsonDepth++;
+    while (JsonNext(Container, *At == '{' ? &Name : NULL, &Value)) continue;
+    JsonDepth--;
+    return JsonError == NULL ? JsonSpace(Value.End) + 1 : NULL;
 }
 
-PCSTR JsonCheck(PCSTR Text, JSON *Value) {
-    Value->Text = JsonSpace(Text);
-    Value->End = JsonSkip(Value->Text, JSON_DEPTH);
-    if (Value->End == NULL) return JsonError;
-    return *JsonSpace(Value->End) == 0 ? NULL : "something follows the value";
+static PCSTR JsonStep(JSON Container, JSON *Name, JSON *Value) {
+    BOOLEAN First = Value->Text == NULL;
+    PCSTR At = JsonSpace(First ? Container.Text + 1 : Value->End);
+    CHAR Opening = *Container.Text; /* "[" and "]", "{" and "}" are two apart */
+    if (Opening != (Name != NULL ? '{' : '[') || *At == Opening + 2) return NULL;
+    if (!First && *At++ != ',') return JsonFail("expecting a comma or the closing bracket");
+    Value->Text = JsonSpace(At);
+    if (Name != NULL) {
+        Name->Text = Value->Text;
+        if (*Name->Text != '"') return JsonFail("key is not a string in object");
+        if ((Name->End = JsonSkipString(Name->Text)) == NULL) return NULL;
+        if (*(At = JsonSpace(Name->End)) != ':') return JsonFail("missing : in object pair");
+        Value->Text = JsonSpace(At + 1);
+    }
+    return Value->End = JsonSkip(Value->Text);
 }
 
 BOOLEAN JsonNext(JSON Container, JSON *Name, JSON *Value) {
-    PCSTR At = JsonSpace(Value->Text == NULL ? Container.Text + 1 : Value->End);
-    if (*Container.Text != (Name != NULL ? '{' : '[') || *At == '}' || *At == ']') return FALSE;
-    At = *At == ',' ? JsonSpace(At + 1) : At;
-    if (Name != NULL) {
-        Name->Text = At;
-        Name->End = JsonSkipString(At);
-        At = JsonSpace(JsonSpace(Name->End) + 1); /* past the colon */
-    }
-    Value->Text = At;
-    Value->End = JsonSkip(At, JSON_DEPTH);
-    return TRUE;
+    return JsonStep(Container, Name, Value) != NULL;
 }
 
+PCSTR JsonCheck(PCSTR Text, JSON *Value) {
+    JsonError = NULL;
+    Value->Text = JsonSpace(Text);
+    Value->End = JsonSkip(Value->Text);
+    return JsonError != NULL || *JsonSpace(Value->End) == 0 ? JsonError : "text after the value";
+}
+
+/* -- values ------------------------------------------------------------------------------------ */
 BOOLEAN JsonMember(JSON Object, PCSTR Name, JSON *Value) {
     JSON Key;
     SIZE_T Length = strlen(Name);
@@ -140,15 +143,12 @@ BOOLEAN JsonString(JSON Value, PCHAR Target) {
             PCSTR Escape = strchr(Escapes, *At);
             *Target++ = Escape != NULL ? Meanings[Escape - Escapes] : *At;
         } else {
-            int Code = JsonHex(At + 1, 4), Low = -1;
-            At += 4;
-            if (Code >= 0xD800 && Code < 0xDC00 && At[1] == '\\' && At[2] == 'u')
-                Low = JsonHex(At + 3, 4);
-            if (Low >= 0xDC00 && Low < 0xE000) {
-                Code = 0x10000 + ((Code - 0xD800) << 10) + (Low - 0xDC00);
-                At += 6;
-            }
-            Target = JsonPutUtf8(Target, Code >= 0xD800 && Code < 0xE000 ? 0xFFFD : Code);
+            ULONG Code = JsonHex(At + 1);
+            ULONG Low = At[5] == '\\' && At[6] == 'u' ? JsonHex(At + 7) : 0;
+            BOOLEAN Pair = Code >> 10 == 0xD800 >> 10 && Low >> 10 == 0xDC00 >> 10; /* UTF-16 */
+            if (Pair) Code = 0x10000 + ((Code & 0x3FF) << 10) + (Low & 0x3FF);
+            Target = JsonPutUtf8(Target, Code >> 11 == 0xD800 >> 11 ? 0xFFFD : Code);
+            At += Pair ? 10 : 4;
         }
     }
     *Target = 0;
@@ -159,10 +159,8 @@ BOOLEAN JsonInteger(JSON Value, LONG64 *Integer) {
     BOOLEAN Negative = *Value.Text == '-';
     ULONG64 Limit = 0x7FFFFFFFFFFFFFFF + (ULONG64)Negative, Result = 0;
     for (PCSTR At = Value.Text + Negative; At < Value.End; At++) {
-        ULONG64 Digit = (ULONG64)(*At - '0');
-        if (Digit > 9 ||
-            Result > (Limit - Digit) / 10) /* fractions and exponents are no integers */
-            return FALSE;
+        ULONG64 Digit = (ULONG64)(*At - '0'); /* fractions and exponents are no integers */
+        if (Digit > 9 || Result > (Limit - Digit) / 10) return FALSE;
         Result = Result * 10 + Digit;
     }
     *Integer = (LONG64)(Negative ? 0 - Result : Result);
@@ -172,9 +170,8 @@ BOOLEAN JsonInteger(JSON Value, LONG64 *Integer) {
 void JsonPutString(POUTPUT Output, PCSTR Text) {
     OutputAppend(Output, "\"", 1);
     for (; *Text; Text++) {
-        if (*Text == '"' || *Text == '\\')
-            OutputPrint(Output, "\\%c", *Text);
-        else if ((UCHAR)*Text < ' ')
+        if (*Text == '"' || *Text == '\\') OutputAppend(Output, "\\", 1);
+        if ((UCHAR)*Text < ' ')
             OutputPrint(Output, "\\u%04x", *Text);
         else
             OutputAppend(Output, Text, 1);
@@ -182,11 +179,11 @@ void JsonPutString(POUTPUT Output, PCSTR Text) {
     OutputAppend(Output, "\"", 1);
 }
 
+/* -- base64 ------------------------------------------------------------------------------------ */
 static const CHAR Base64Digits[] =
     "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
 void JsonPutBase64(POUTPUT Output, const UCHAR *Data, ULONG Length) {
-    if (!OutputReserve(Output, (Length + 2) / 3 * 4 + 2)) return;
     OutputAppend(Output, "\"", 1);
     for (ULONG i = 0; i < Length; i += 3) {
         ULONG Bits = 0;
@@ -199,7 +196,6 @@ void JsonPutBase64(POUTPUT Output, const UCHAR *Data, ULONG Length) {
     OutputAppend(Output, "\"", 1);
 }
 
-/* In place; FALSE where the text is not base64. */
 BOOLEAN Base64Decode(PCHAR Text, ULONG *Decoded) {
     ULONG Bits = 0, Length = (ULONG)strlen(Text), Padding = 0;
     *Decoded = 0;

@@ -8,6 +8,5 @@ static inline ULONG64 HalpDisableInterrupts(void) {
     return Flags;
 }
 static inline void HalpRestoreInterrupts(ULONG64 Flags) {
-    if (Flags & 0x200)
-        KiEnable();
+    if (Flags & 0x200) KiEnable();
 }

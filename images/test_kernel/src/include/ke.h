@@ -22,7 +22,6 @@ enum {
     ThreadWaiting
 };
 
-extern KPCR KiPcr;
 extern ETHREAD KiIdleThread;
 extern ULONG KeDpcTimeoutTicks; /* 0: the DPC watchdog is off */
 extern PKTRAP_FRAME KiWatchdogTrapFrame;
@@ -32,7 +31,6 @@ extern UCHAR KiIstStacks[2][0x4000]; /* double fault, NMI */
 void KiInitializeDebuggerData(void);
 void KiInitializeClock(void);
 void KiInitializeScheduler(void);
-void KiUpdateTime(void);
 void KiCheckTimers(void); /* at DISPATCH_LEVEL */
 void KiRetireDpcList(void);
 void KiQuantumEnd(void);

@@ -30,22 +30,15 @@ static inline ULONG __indword(USHORT Port) {
     __asm__ volatile("inl %1, %0" : "=a"(Value) : "Nd"(Port));
     return Value;
 }
-static inline void KiDisable(void) {
-    __asm__ volatile("cli" ::: "memory");
-}
-static inline void KiEnable(void) {
-    __asm__ volatile("sti" ::: "memory");
-}
+static inline void KiDisable(void) { __asm__ volatile("cli" ::: "memory"); }
+static inline void KiEnable(void) { __asm__ volatile("sti" ::: "memory"); }
 static inline ULONG64 KiReadTsc(void) {
     ULONG Low, High;
     __asm__ volatile("rdtsc" : "=a"(Low), "=d"(High));
     return (ULONG64)High << 32 | Low;
 }
-static inline PKPCR KeGetPcr(void) {
-    PKPCR Pcr;
-    __asm__ volatile("movq %%gs:0x18, %0" : "=r"(Pcr));
-    return Pcr;
-}
+extern KPCR KiPcr;
+static inline PKPCR KeGetPcr(void) { return &KiPcr; }
 static inline PETHREAD PsGetCurrentThread_(void) {
     PETHREAD Thread;
     __asm__ volatile("movq %%gs:0x188, %0" : "=r"(Thread));
@@ -93,7 +86,7 @@ LONG64 KiDateToTime(const KI_DATE *Date);
 #define MI_PTE_BASE   0xfffff68000000000ULL
 #define MI_SHARED     0xfffff78000000000ULL /* KUSER_SHARED_DATA */
 #define MI_USER_LIMIT 0x00007fffffff0000ULL
-enum { MI_WRITE = 1, MI_EXECUTE = 2, MI_NOCACHE = 4 };
+enum { MI_WRITE = 1, MI_EXECUTE = 2 };
 static inline PVOID MiPhysicalToVirtual(PHYSICAL Address) {
     return (PVOID)(MI_DIRECT_MAP + Address);
 }
@@ -104,7 +97,6 @@ void MiFreePages(PHYSICAL Address, ULONG Count);
 BOOLEAN MiIsPageInUse(PFN_NUMBER Page); /* what a kernel dump holds */
 NTSTATUS MiMapPage(PVOID Virtual, PHYSICAL Physical, ULONG Protection);
 void MiUnmapPage(PVOID Virtual);
-PVOID MiMapDevice(PHYSICAL Physical, SIZE_T Bytes);
 PVOID MiReserveSystemSpace(SIZE_T Bytes); /* address space for an image, at a random 64 KiB step */
 extern PHYSICAL_MEMORY_DESCRIPTOR MmPhysicalMemoryBlock;
 extern PFN_NUMBER MmHighestPhysicalPage;
@@ -183,16 +175,17 @@ typedef struct _CM_KEY {
     LIST_ENTRY Link;   /* in the order of the file */
     LIST_ENTRY Values; /* CM_VALUE.Link */
     PCSTR Path;        /* full, canonical root name */
+    NTSTATUS LoadStatus; /* of a service: how the last attempt to load its driver ended */
 } CM_KEY, *PCM_KEY;
 void CmInitialize(void);
 PCM_KEY CmFindKey(PCSTR Path);
-PCM_KEY CmNextSubkey(PCSTR Path,
-                     PCM_KEY Previous); /* direct children, in file order; NULL at the end */
+PCM_KEY CmNextSubkey(
+    PCSTR Path, PCM_KEY Previous); /* direct children, in file order; NULL at the end */
 PCM_VALUE CmFindValue(PCM_KEY Key, PCSTR Name);
 ULONG CmQueryDword(PCSTR Path, PCSTR Name, ULONG Default);
 NTSTATUS CmQueryString(PCSTR Path, PCSTR Name, PCHAR Buffer, ULONG Size);
-NTSTATUS CmSetValue(PCSTR Path, PCSTR Name, ULONG Type, const void *Data,
-                    ULONG Length); /* makes keys */
+NTSTATUS CmSetValue(
+    PCSTR Path, PCSTR Name, ULONG Type, const void *Data, ULONG Length); /* makes keys */
 NTSTATUS CmDeleteValue(PCSTR Path, PCSTR Name);
 NTSTATUS CmDeleteKey(PCSTR Path); /* and its subkeys */
 #define CM_SERVICES      "HKEY_LOCAL_MACHINE\\SYSTEM\\CurrentControlSet\\Services"
@@ -208,16 +201,13 @@ typedef struct _IO_DRIVER {
     UNICODE_STRING RegistryPath;
 } IO_DRIVER, *PIO_DRIVER;
 extern LIST_ENTRY IopDrivers;
-typedef struct _IO_LOAD_ERROR {
-    CHAR Text[160]; /* names the file and, for a missing import, module!function */
-} IO_LOAD_ERROR;
-NTSTATUS IopLoadDriver(PCSTR Service, IO_LOAD_ERROR *Error); /* maps, links, calls DriverEntry */
+/* Maps, links, calls DriverEntry. The result is kept in the service key's LoadStatus. */
+NTSTATUS IopLoadDriver(PCSTR Service);
+extern CHAR IopLoadError[160]; /* of the last load: names file and import; empty: nothing to add */
 NTSTATUS
 IopUnloadDriver(PCSTR Service); /* NOT_FOUND, or INVALID_DEVICE_REQUEST without DriverUnload */
 PIO_DRIVER IopFindDriver(PCSTR Service);
 void IopLoadDrivers(ULONG Start); /* a start type: 0 boot, 1 system, 2 automatic */
-void IopSetServiceStatus(PCSTR Service, NTSTATUS Status);
-NTSTATUS IopQueryServiceStatus(PCSTR Service); /* why its driver last failed to load */
 PKLDR_DATA_TABLE_ENTRY MiModuleFromAddress(ULONG64 Address);
 
 /* -- processes (ps) --------------------------------------------------------------------------- */
@@ -263,15 +253,6 @@ void BootStatusSucceed(void); /* the boot got far enough: failed = 0 */
 void PopRequestShutdown(
     BOOLEAN Reboot); /* orderly: flushes the disk, then off or reset; from a thread */
 
-/* A built-in program: prints through its OUTPUT, returns the exit code Windows' program returns. */
-typedef struct _OUTPUT {
-    PCHAR Text;
-    ULONG Length, Size;
-} OUTPUT, *POUTPUT;
-void OutputPrint(POUTPUT Output, PCSTR Format, ...);
-typedef int PROGRAM(int Count, PCHAR *Arguments, POUTPUT Output, POUTPUT Errors);
-PROGRAM *PspFindProgram(PCSTR Path); /* full Windows path; NULL where no such program */
-
 /* -- text (rtl) ------------------------------------------------------------------------------- */
 /* %d %u %x %X %o %p %s %c %S %wZ %Z %ls with width, precision, '*', flags - 0 # + and h, l, ll,
  * I64. Always terminated (Size > 0); return: characters stored without the NUL, never more than
@@ -293,11 +274,7 @@ PCHAR RtlCopyText(PCHAR Target, SIZE_T Size, PCSTR Source); /* always terminated
 PCHAR RtlDuplicateText(PCSTR Source);                       /* pool; caller frees */
 void RtlUnicodeToText(PCUNICODE_STRING Source, PCHAR Target, SIZE_T Size);
 NTSTATUS RtlTextToUnicode(PCSTR Source, PUNICODE_STRING Target); /* allocates Buffer */
-BOOLEAN RtlTextToInteger(PCSTR Text, ULONG Base,
-                         ULONG64 *Value); /* whole text; base 0: 0x or decimal */
-static inline PVOID KiAllocate(SIZE_T Bytes) {
-    return ExAllocatePoolWithTag(0, Bytes, 'leK ');
-}
-static inline void KiFree(PVOID Block) {
-    ExFreePoolWithTag(Block, 0);
-}
+BOOLEAN RtlTextToInteger(
+    PCSTR Text, ULONG Base, ULONG64 *Value); /* whole text; base 0: 0x or decimal */
+static inline PVOID KiAllocate(SIZE_T Bytes) { return ExAllocatePoolWithTag(0, Bytes, 'leK '); }
+static inline void KiFree(PVOID Block) { ExFreePoolWithTag(Block, 0); }

@@ -1,4 +1,4 @@
-/* The exports drivers import, with the prototypes of wdm.h and ntifs.h. */
+/* Types and functions of wdm.h and ntifs.h: of the exports, those that the kernel itself calls. */
 #pragma once
 #include "ntstructs.h"
 
@@ -23,59 +23,39 @@ typedef enum {
     KeyValueFullInformation,
     KeyValuePartialInformation
 } KEY_VALUE_INFORMATION_CLASS;
-typedef void CREATE_PROCESS_NOTIFY_EX(PEPROCESS Process, HANDLE ProcessId,
-                                      PPS_CREATE_NOTIFY_INFO CreateInfo);
+typedef void CREATE_PROCESS_NOTIFY_EX(
+    PEPROCESS Process, HANDLE ProcessId, PPS_CREATE_NOTIFY_INFO CreateInfo);
 typedef void CREATE_PROCESS_NOTIFY(HANDLE ParentId, HANDLE ProcessId, BOOLEAN Create);
 
 /* ke */
 KIRQL KeGetCurrentIrql(void);
 KIRQL KfRaiseIrql(KIRQL NewIrql);
 void KeLowerIrql(KIRQL NewIrql);
-KIRQL KeRaiseIrqlToDpcLevel(void);
-void KeInitializeSpinLock(PKSPIN_LOCK Lock);
 KIRQL KeAcquireSpinLockRaiseToDpc(PKSPIN_LOCK Lock);
 void KeAcquireSpinLockAtDpcLevel(PKSPIN_LOCK Lock);
 void KeReleaseSpinLock(PKSPIN_LOCK Lock, KIRQL OldIrql);
-void KeReleaseSpinLockFromDpcLevel(PKSPIN_LOCK Lock);
 void KeInitializeEvent(PKEVENT Event, EVENT_TYPE Type, BOOLEAN State);
 LONG KeSetEvent(PKEVENT Event, LONG Increment, BOOLEAN Wait);
-void KeClearEvent(PKEVENT Event);
-NTSTATUS KeWaitForSingleObject(PVOID Object, KWAIT_REASON Reason, CHAR Mode, BOOLEAN Alertable,
-                               PLARGE_INTEGER Timeout);
+NTSTATUS KeWaitForSingleObject(
+    PVOID Object, KWAIT_REASON Reason, CHAR Mode, BOOLEAN Alertable, PLARGE_INTEGER Timeout);
 NTSTATUS KeDelayExecutionThread(CHAR Mode, BOOLEAN Alertable, PLARGE_INTEGER Interval);
-void KeInitializeTimer(KTIMER *Timer);
 void KeInitializeTimerEx(KTIMER *Timer, TIMER_TYPE Type);
-BOOLEAN KeSetTimer(KTIMER *Timer, LARGE_INTEGER DueTime, PKDPC Dpc);
 BOOLEAN KeSetTimerEx(KTIMER *Timer, LARGE_INTEGER DueTime, LONG Period, PKDPC Dpc);
 BOOLEAN KeCancelTimer(KTIMER *Timer);
-void KeInitializeDpc(PKDPC Dpc, KDEFERRED_ROUTINE *Routine, PVOID Context);
 BOOLEAN KeInsertQueueDpc(PKDPC Dpc, PVOID Argument1, PVOID Argument2);
-void KeFlushQueuedDpcs(void);
-LARGE_INTEGER KeQueryPerformanceCounter(PLARGE_INTEGER Frequency);
-void KeStallExecutionProcessor(ULONG Microseconds);
 NORETURN void KeBugCheckEx(ULONG Code, ULONG64 P1, ULONG64 P2, ULONG64 P3, ULONG64 P4);
-NORETURN void KeBugCheck(ULONG Code);
 /* ex, mm */
 PVOID ExAllocatePoolWithTag(POOL_TYPE Type, SIZE_T Bytes, ULONG Tag);
 PVOID ExAllocatePool2(ULONG64 Flags, SIZE_T Bytes, ULONG Tag);
 void ExFreePoolWithTag(PVOID Block, ULONG Tag);
-void ExFreePool(PVOID Block);
-BOOLEAN MmIsAddressValid(PVOID Address);
 /* rtl */
 ULONG DbgPrint(PCSTR Format, ...);
-ULONG DbgPrintEx(ULONG Component, ULONG Level, PCSTR Format, ...);
 void RtlInitUnicodeString(PUNICODE_STRING Target, PCWSTR Source);
 void RtlInitAnsiString(PANSI_STRING Target, PCSTR Source);
-void RtlCopyUnicodeString(PUNICODE_STRING Target, PCUNICODE_STRING Source);
 LONG RtlCompareUnicodeString(PCUNICODE_STRING A, PCUNICODE_STRING B, BOOLEAN IgnoreCase);
-BOOLEAN RtlEqualUnicodeString(PCUNICODE_STRING A, PCUNICODE_STRING B, BOOLEAN IgnoreCase);
-NTSTATUS RtlAppendUnicodeToString(PUNICODE_STRING Target, PCWSTR Source);
 NTSTATUS RtlAppendUnicodeStringToString(PUNICODE_STRING Target, PCUNICODE_STRING Source);
-NTSTATUS RtlUnicodeStringToAnsiString(PANSI_STRING Target, PCUNICODE_STRING Source,
-                                      BOOLEAN Allocate);
-NTSTATUS RtlAnsiStringToUnicodeString(PUNICODE_STRING Target, PCANSI_STRING Source,
-                                      BOOLEAN Allocate);
-void RtlFreeAnsiString(PANSI_STRING String);
+NTSTATUS RtlAnsiStringToUnicodeString(
+    PUNICODE_STRING Target, PCANSI_STRING Source, BOOLEAN Allocate);
 void RtlFreeUnicodeString(PUNICODE_STRING String);
 WCHAR RtlUpcaseUnicodeChar(WCHAR Character);
 SIZE_T RtlCompareMemory(const void *A, const void *B, SIZE_T Bytes);
@@ -84,47 +64,27 @@ void *memmove(void *Target, const void *Source, SIZE_T Bytes);
 void *memset(void *Target, int Value, SIZE_T Bytes);
 int memcmp(const void *A, const void *B, SIZE_T Bytes);
 SIZE_T wcslen(PCWSTR Text);
-PWSTR wcscpy(PWSTR Target, PCWSTR Source);
 /* zw */
 NTSTATUS ZwCreateFile(PHANDLE Handle, ULONG Access, POBJECT_ATTRIBUTES Attributes,
-                      PIO_STATUS_BLOCK Status, PLARGE_INTEGER AllocationSize, ULONG FileAttributes,
-                      ULONG Share, ULONG Disposition, ULONG Options, PVOID Ea, ULONG EaLength);
-NTSTATUS ZwOpenFile(PHANDLE Handle, ULONG Access, POBJECT_ATTRIBUTES Attributes,
-                    PIO_STATUS_BLOCK Status, ULONG Share, ULONG Options);
+    PIO_STATUS_BLOCK Status, PLARGE_INTEGER AllocationSize, ULONG FileAttributes, ULONG Share,
+    ULONG Disposition, ULONG Options, PVOID Ea, ULONG EaLength);
 NTSTATUS ZwReadFile(HANDLE Handle, HANDLE Event, PVOID Apc, PVOID ApcContext,
-                    PIO_STATUS_BLOCK Status, PVOID Buffer, ULONG Length, PLARGE_INTEGER Offset,
-                    PULONG Key);
+    PIO_STATUS_BLOCK Status, PVOID Buffer, ULONG Length, PLARGE_INTEGER Offset, PULONG Key);
 NTSTATUS ZwWriteFile(HANDLE Handle, HANDLE Event, PVOID Apc, PVOID ApcContext,
-                     PIO_STATUS_BLOCK Status, PVOID Buffer, ULONG Length, PLARGE_INTEGER Offset,
-                     PULONG Key);
+    PIO_STATUS_BLOCK Status, PVOID Buffer, ULONG Length, PLARGE_INTEGER Offset, PULONG Key);
 NTSTATUS ZwQueryInformationFile(HANDLE Handle, PIO_STATUS_BLOCK Status, PVOID Information,
-                                ULONG Length, FILE_INFORMATION_CLASS Class);
+    ULONG Length, FILE_INFORMATION_CLASS Class);
 NTSTATUS ZwSetInformationFile(HANDLE Handle, PIO_STATUS_BLOCK Status, PVOID Information,
-                              ULONG Length, FILE_INFORMATION_CLASS Class);
+    ULONG Length, FILE_INFORMATION_CLASS Class);
 NTSTATUS ZwQueryDirectoryFile(HANDLE Handle, HANDLE Event, PVOID Apc, PVOID ApcContext,
-                              PIO_STATUS_BLOCK Status, PVOID Information, ULONG Length,
-                              FILE_INFORMATION_CLASS Class, BOOLEAN Single, PUNICODE_STRING Pattern,
-                              BOOLEAN Restart);
-NTSTATUS ZwOpenKey(PHANDLE Handle, ULONG Access, POBJECT_ATTRIBUTES Attributes);
-NTSTATUS ZwQueryValueKey(HANDLE Handle, PUNICODE_STRING Name, KEY_VALUE_INFORMATION_CLASS Class,
-                         PVOID Information, ULONG Length, PULONG ResultLength);
-NTSTATUS ZwSetValueKey(HANDLE Handle, PUNICODE_STRING Name, ULONG TitleIndex, ULONG Type,
-                       PVOID Data, ULONG Length);
+    PIO_STATUS_BLOCK Status, PVOID Information, ULONG Length, FILE_INFORMATION_CLASS Class,
+    BOOLEAN Single, PUNICODE_STRING Pattern, BOOLEAN Restart);
 NTSTATUS ZwClose(HANDLE Handle);
 /* ob, ps */
-NTSTATUS ObReferenceObjectByHandle(HANDLE Handle, ULONG Access, PVOID Type, CHAR Mode,
-                                   PVOID *Object, PVOID Information);
+NTSTATUS ObReferenceObjectByHandle(
+    HANDLE Handle, ULONG Access, PVOID Type, CHAR Mode, PVOID *Object, PVOID Information);
 LONG_PTR ObfDereferenceObject(PVOID Object);
-NTSTATUS PsCreateSystemThread(PHANDLE Handle, ULONG Access, POBJECT_ATTRIBUTES Attributes,
-                              HANDLE Process, PCLIENT_ID ClientId, KSTART_ROUTINE *Start,
-                              PVOID Context);
 NORETURN NTSTATUS PsTerminateSystemThread(NTSTATUS Status);
-NTSTATUS PsSetCreateProcessNotifyRoutineEx(CREATE_PROCESS_NOTIFY_EX *Routine, BOOLEAN Remove);
-NTSTATUS PsSetCreateProcessNotifyRoutine(CREATE_PROCESS_NOTIFY *Routine, BOOLEAN Remove);
-HANDLE PsGetCurrentProcessId(void);
-HANDLE PsGetCurrentThreadId(void);
-PEPROCESS PsGetCurrentProcess(void);
-HANDLE PsGetProcessId(PEPROCESS Process);
 /* structured exception handling */
 typedef enum {
     ExceptionContinueExecution,
@@ -148,8 +108,7 @@ enum {
 };
 struct _DISPATCHER_CONTEXT;
 typedef EXCEPTION_DISPOSITION EXCEPTION_ROUTINE(PEXCEPTION_RECORD Record, PVOID Frame,
-                                                PCONTEXT Context,
-                                                struct _DISPATCHER_CONTEXT *Dispatcher);
+    PCONTEXT Context, struct _DISPATCHER_CONTEXT *Dispatcher);
 typedef struct _DISPATCHER_CONTEXT {
     ULONG64 ControlPc, ImageBase;
     PRUNTIME_FUNCTION FunctionEntry;
@@ -162,13 +121,12 @@ typedef struct _DISPATCHER_CONTEXT {
 } DISPATCHER_CONTEXT, *PDISPATCHER_CONTEXT;
 PRUNTIME_FUNCTION RtlLookupFunctionEntry(ULONG64 ControlPc, ULONG64 *ImageBase, PVOID History);
 EXCEPTION_ROUTINE *RtlVirtualUnwind(ULONG HandlerType, ULONG64 ImageBase, ULONG64 ControlPc,
-                                    PRUNTIME_FUNCTION Function, PCONTEXT Context,
-                                    PVOID *HandlerData, ULONG64 *EstablisherFrame,
-                                    PVOID ContextPointers);
+    PRUNTIME_FUNCTION Function, PCONTEXT Context, PVOID *HandlerData, ULONG64 *EstablisherFrame,
+    PVOID ContextPointers);
 void RtlUnwindEx(PVOID TargetFrame, PVOID TargetIp, PEXCEPTION_RECORD Record, PVOID ReturnValue,
-                 PCONTEXT Context, PVOID History);
-EXCEPTION_DISPOSITION __C_specific_handler(PEXCEPTION_RECORD Record, PVOID Frame, PCONTEXT Context,
-                                           PDISPATCHER_CONTEXT Dispatcher);
+    PCONTEXT Context, PVOID History);
+EXCEPTION_DISPOSITION __C_specific_handler(
+    PEXCEPTION_RECORD Record, PVOID Frame, PCONTEXT Context, PDISPATCHER_CONTEXT Dispatcher);
 BOOLEAN RtlDispatchException(PEXCEPTION_RECORD Record, PCONTEXT Context);
 void RtlCaptureContext(PCONTEXT Context);
 NORETURN void RtlRestoreContext(PCONTEXT Context, PEXCEPTION_RECORD Record);

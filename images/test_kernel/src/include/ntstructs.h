@@ -33,10 +33,8 @@ typedef struct __attribute__((aligned(16))) _CONTEXT {
     ULONG64 VectorControl, DebugControl, LastBranchToRip, LastBranchFromRip, LastExceptionToRip,
         LastExceptionFromRip;
 } CONTEXT, *PCONTEXT;
-ASSERT_OFFSET(CONTEXT, Rsp, 0x98);
-ASSERT_OFFSET(CONTEXT, Rip, 0xF8);
-ASSERT_OFFSET(CONTEXT, Xmm, 0x1A0);
-ASSERT_SIZE(CONTEXT, 0x4D0);
+LAYOUT(CONTEXT, AT(CONTEXT, Rsp, 0x98) && AT(CONTEXT, Rip, 0xF8) && AT(CONTEXT, Xmm, 0x1A0) &&
+                    sizeof(CONTEXT) == 0x4D0);
 #define CONTEXT_AMD64    0x100000
 #define CONTEXT_FULL     (CONTEXT_AMD64 | 0xB)
 #define CONTEXT_ALL      (CONTEXT_AMD64 | 0x1F)
@@ -50,7 +48,7 @@ typedef struct _EXCEPTION_RECORD {
     ULONG NumberParameters;
     ULONG64 ExceptionInformation[15];
 } EXCEPTION_RECORD, *PEXCEPTION_RECORD;
-ASSERT_SIZE(EXCEPTION_RECORD, 0x98);
+LAYOUT(EXCEPTION_RECORD, sizeof(EXCEPTION_RECORD) == 0x98);
 typedef struct _EXCEPTION_POINTERS {
     PEXCEPTION_RECORD ExceptionRecord;
     PCONTEXT ContextRecord;
@@ -74,10 +72,8 @@ typedef struct _KTRAP_FRAME {
     ULONG64 Rsp;
     USHORT SegSs, Fill2[3];
 } KTRAP_FRAME, *PKTRAP_FRAME;
-ASSERT_OFFSET(KTRAP_FRAME, FaultAddress, 0xD0);
-ASSERT_OFFSET(KTRAP_FRAME, Rbp, 0x158);
-ASSERT_OFFSET(KTRAP_FRAME, Rip, 0x168);
-ASSERT_SIZE(KTRAP_FRAME, 0x190);
+LAYOUT(KTRAP_FRAME, AT(KTRAP_FRAME, FaultAddress, 0xD0) && AT(KTRAP_FRAME, Rbp, 0x158) &&
+                        AT(KTRAP_FRAME, Rip, 0x168) && sizeof(KTRAP_FRAME) == 0x190);
 
 typedef struct _KDESCRIPTOR {
     USHORT Pad[3], Limit;
@@ -92,7 +88,7 @@ typedef struct _KSPECIAL_REGISTERS {
         LastExceptionFromRip, Cr8, MsrGsBase, MsrGsSwap, MsrStar, MsrLStar, MsrCStar,
         MsrSyscallMask, Xcr0, MsrFsBase, SpecialPadding0;
 } KSPECIAL_REGISTERS;
-ASSERT_SIZE(KSPECIAL_REGISTERS, 0xF0);
+LAYOUT(KSPECIAL_REGISTERS, sizeof(KSPECIAL_REGISTERS) == 0xF0);
 typedef struct _KPROCESSOR_STATE {
     KSPECIAL_REGISTERS SpecialRegisters;
     CONTEXT ContextFrame;
@@ -129,7 +125,7 @@ typedef struct _KDPC {
     KDEFERRED_ROUTINE *DeferredRoutine;
     PVOID DeferredContext, SystemArgument1, SystemArgument2, DpcData; /* DpcData: queued when set */
 } KDPC, *PKDPC;
-ASSERT_SIZE(KDPC, 0x40);
+LAYOUT(KDPC, sizeof(KDPC) == 0x40);
 
 typedef struct _KTIMER {
     DISPATCHER_HEADER Header;
@@ -138,7 +134,7 @@ typedef struct _KTIMER {
     PKDPC Dpc;
     ULONG Processor, Period; /* ms */
 } KTIMER, *PKTIMER;
-ASSERT_SIZE(KTIMER, 0x40);
+LAYOUT(KTIMER, sizeof(KTIMER) == 0x40);
 
 struct _EPROCESS;
 typedef struct _KAPC_STATE {
@@ -173,12 +169,9 @@ typedef struct _KTHREAD {
     UCHAR Fill4[0x420 - 0x308];
     ULONG64 Fill5[2];
 } KTHREAD, *PKTHREAD;
-ASSERT_OFFSET(KTHREAD, KernelStack, 0x58);
-ASSERT_OFFSET(KTHREAD, ApcState.Process, 0xB8);
-ASSERT_OFFSET(KTHREAD, Teb, 0xF0);
-ASSERT_OFFSET(KTHREAD, State, 0x184);
-ASSERT_OFFSET(KTHREAD, Process, 0x220);
-ASSERT_SIZE(KTHREAD, 0x430);
+LAYOUT(KTHREAD, AT(KTHREAD, KernelStack, 0x58) && AT(KTHREAD, ApcState.Process, 0xB8) &&
+                    AT(KTHREAD, Teb, 0xF0) && AT(KTHREAD, State, 0x184) &&
+                    AT(KTHREAD, Process, 0x220) && sizeof(KTHREAD) == 0x430);
 
 typedef void KSTART_ROUTINE(PVOID Context);
 typedef struct _ETHREAD {
@@ -197,9 +190,8 @@ typedef struct _ETHREAD {
     UCHAR FxArea[512 + 16]; /* FXSAVE area across a switch, aligned inside */
     UCHAR Fill4[0x898 - 0x708];
 } ETHREAD, *PETHREAD;
-ASSERT_OFFSET(ETHREAD, Cid, 0x478);
-ASSERT_OFFSET(ETHREAD, ThreadListEntry, 0x4E8);
-ASSERT_SIZE(ETHREAD, 0x898);
+LAYOUT(ETHREAD,
+    AT(ETHREAD, Cid, 0x478) && AT(ETHREAD, ThreadListEntry, 0x4E8) && sizeof(ETHREAD) == 0x898);
 
 typedef struct _KPROCESS {
     DISPATCHER_HEADER Header;
@@ -226,12 +218,9 @@ typedef struct _EPROCESS {
     ULONG ActiveThreads;
     UCHAR Fill4[0xA40 - 0x5F4];
 } EPROCESS, *PEPROCESS;
-ASSERT_OFFSET(EPROCESS, UniqueProcessId, 0x440);
-ASSERT_OFFSET(EPROCESS, ActiveProcessLinks, 0x448);
-ASSERT_OFFSET(EPROCESS, Peb, 0x550);
-ASSERT_OFFSET(EPROCESS, ImageFileName, 0x5A8);
-ASSERT_OFFSET(EPROCESS, ThreadListHead, 0x5E0);
-ASSERT_SIZE(EPROCESS, 0xA40);
+LAYOUT(EPROCESS, AT(EPROCESS, UniqueProcessId, 0x440) && AT(EPROCESS, ActiveProcessLinks, 0x448) &&
+                     AT(EPROCESS, Peb, 0x550) && AT(EPROCESS, ImageFileName, 0x5A8) &&
+                     AT(EPROCESS, ThreadListHead, 0x5E0) && sizeof(EPROCESS) == 0xA40);
 
 typedef struct _KPRCB {
     ULONG MxCsr;
@@ -258,8 +247,7 @@ typedef struct _KPRCB {
     PCONTEXT Context; /* where debuggers take the current registers from */
     ULONG64 Fill1;
 } KPRCB, *PKPRCB;
-ASSERT_OFFSET(KPRCB, Number, 0x24);
-ASSERT_OFFSET(KPRCB, ProcessorState.ContextFrame, 0x1F0);
+LAYOUT(KPRCB, AT(KPRCB, Number, 0x24) && AT(KPRCB, ProcessorState.ContextFrame, 0x1F0));
 
 typedef struct _KPCR {
     PVOID GdtBase, TssBase;
@@ -274,8 +262,7 @@ typedef struct _KPCR {
     UCHAR Fill1[0x180 - 0x64];
     KPRCB Prcb;
 } KPCR, *PKPCR;
-ASSERT_OFFSET(KPCR, Irql, 0x50);
-ASSERT_OFFSET(KPCR, Prcb, 0x180);
+LAYOUT(KPCR, AT(KPCR, Irql, 0x50) && AT(KPCR, Prcb, 0x180));
 
 typedef struct _KLDR_DATA_TABLE_ENTRY {
     LIST_ENTRY InLoadOrderLinks;
@@ -292,9 +279,9 @@ typedef struct _KLDR_DATA_TABLE_ENTRY {
     ULONG TimeDateStamp;
     PVOID LoadedImports;
 } KLDR_DATA_TABLE_ENTRY, *PKLDR_DATA_TABLE_ENTRY;
-ASSERT_OFFSET(KLDR_DATA_TABLE_ENTRY, DllBase, 0x30);
-ASSERT_OFFSET(KLDR_DATA_TABLE_ENTRY, BaseDllName, 0x58);
-ASSERT_OFFSET(KLDR_DATA_TABLE_ENTRY, CheckSum, 0x78);
+LAYOUT(KLDR_DATA_TABLE_ENTRY, AT(KLDR_DATA_TABLE_ENTRY, DllBase, 0x30) &&
+                                  AT(KLDR_DATA_TABLE_ENTRY, BaseDllName, 0x58) &&
+                                  AT(KLDR_DATA_TABLE_ENTRY, CheckSum, 0x78));
 
 struct _DRIVER_OBJECT;
 typedef NTSTATUS DRIVER_INITIALIZE(struct _DRIVER_OBJECT *Driver, PUNICODE_STRING RegistryPath);
@@ -315,7 +302,7 @@ typedef struct _DRIVER_OBJECT {
     DRIVER_UNLOAD *DriverUnload;
     PVOID MajorFunction[28];
 } DRIVER_OBJECT, *PDRIVER_OBJECT;
-ASSERT_SIZE(DRIVER_OBJECT, 0x150);
+LAYOUT(DRIVER_OBJECT, sizeof(DRIVER_OBJECT) == 0x150);
 
 typedef struct _PS_CREATE_NOTIFY_INFO {
     SIZE_T Size;
@@ -326,7 +313,7 @@ typedef struct _PS_CREATE_NOTIFY_INFO {
     PCUNICODE_STRING ImageFileName, CommandLine;
     NTSTATUS CreationStatus;
 } PS_CREATE_NOTIFY_INFO, *PPS_CREATE_NOTIFY_INFO;
-ASSERT_SIZE(PS_CREATE_NOTIFY_INFO, 0x48);
+LAYOUT(PS_CREATE_NOTIFY_INFO, sizeof(PS_CREATE_NOTIFY_INFO) == 0x48);
 
 typedef struct _PHYSICAL_MEMORY_RUN {
     PFN_NUMBER BasePage, PageCount;

@@ -76,21 +76,22 @@ typedef struct _CLIENT_ID {
 #define NULL ((void *)0)
 #endif
 
-#define PAGE_SIZE                         0x1000ULL
-#define PAGE_SHIFT                        12
-#define ROUND_TO_PAGES(n)                 (((ULONG64)(n) + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1))
-#define BYTES_TO_PAGES(n)                 (ROUND_TO_PAGES(n) >> PAGE_SHIFT)
-#define ARRAY_SIZE(a)                     (sizeof(a) / sizeof((a)[0]))
-#define MIN(a, b)                         ((a) < (b) ? (a) : (b))
-#define MAX(a, b)                         ((a) > (b) ? (a) : (b))
-#define CONTAINING_RECORD(p, type, field) ((type *)((PUCHAR)(p)-offsetof(type, field)))
-#define NTSYSAPI                          /* marks what drivers may import: the build makes ntoskrnl.def from these */
-#define NORETURN                          __attribute__((noreturn))
-#define NOINLINE                          __attribute__((noinline))
-#define UNREFERENCED(x)                   ((void)(x))
-#define ASSERT_OFFSET(type, field, offset)                                                         \
-    _Static_assert(offsetof(type, field) == (offset), #type "." #field)
-#define ASSERT_SIZE(type, size) _Static_assert(sizeof(type) == (size), #type)
+#define PAGE_SIZE                          0x1000ULL
+#define PAGE_SHIFT                         12
+#define ROUND_TO_PAGES(n)                  (((ULONG64)(n) + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1))
+#define BYTES_TO_PAGES(n)                  (ROUND_TO_PAGES(n) >> PAGE_SHIFT)
+#define ARRAY_SIZE(a)                      (sizeof(a) / sizeof((a)[0]))
+#define MIN(a, b)                          ((a) < (b) ? (a) : (b))
+#define MAX(a, b)                          ((a) > (b) ? (a) : (b))
+#define CONTAINING_RECORD(p, type, field)  ((type *)((PUCHAR)(p)-offsetof(type, field)))
+#define NTSYSAPI                           /* marks what drivers may import: the build makes ntoskrnl.def from these */
+#define NORETURN                           __attribute__((noreturn))
+#define NOINLINE                           __attribute__((noinline))
+#define UNREFERENCED(x)                    ((void)(x))
+#define AT(type, field, offset)            (offsetof(type, field) == (offset))
+#define LAYOUT(type, test)                 _Static_assert(test, #type)
+#define ASSERT_OFFSET(type, field, offset) LAYOUT(type, AT(type, field, offset))
+#define ASSERT_SIZE(type, size)            _Static_assert(sizeof(type) == (size), #type)
 
 #define NT_SUCCESS(s) ((NTSTATUS)(s) >= 0)
 /* Leaves the calling function with the status of a call that failed. */
@@ -99,16 +100,13 @@ typedef struct _CLIENT_ID {
         NTSTATUS Failed_ = (call);                                                                 \
         if (!NT_SUCCESS(Failed_)) return Failed_;                                                  \
     } while (0)
-#define STATUS(code)  ((NTSTATUS)(code))
+#define STATUS(code) ((NTSTATUS)(code))
 
 #define STATUS_SUCCESS                         STATUS(0x00000000)
 #define STATUS_TIMEOUT                         STATUS(0x00000102)
-#define STATUS_PENDING                         STATUS(0x00000103)
 #define STATUS_BUFFER_OVERFLOW                 STATUS(0x80000005)
 #define STATUS_NO_MORE_FILES                   STATUS(0x80000006)
 #define STATUS_BREAKPOINT                      STATUS(0x80000003)
-#define STATUS_SINGLE_STEP                     STATUS(0x80000004)
-#define STATUS_NO_MORE_ENTRIES                 STATUS(0x8000001A)
 #define STATUS_UNSUCCESSFUL                    STATUS(0xC0000001)
 #define STATUS_NOT_IMPLEMENTED                 STATUS(0xC0000002)
 #define STATUS_INVALID_INFO_CLASS              STATUS(0xC0000003)
@@ -121,13 +119,10 @@ typedef struct _CLIENT_ID {
 #define STATUS_INVALID_DEVICE_REQUEST          STATUS(0xC0000010)
 #define STATUS_END_OF_FILE                     STATUS(0xC0000011)
 #define STATUS_NO_MEMORY                       STATUS(0xC0000017)
-#define STATUS_UNRECOGNIZED_VOLUME      STATUS(0xC000014F)
-#define STATUS_ILLEGAL_INSTRUCTION             STATUS(0xC000001D)
-#define STATUS_INVALID_DISPOSITION             STATUS(0xC0000026)
+#define STATUS_UNRECOGNIZED_VOLUME             STATUS(0xC000014F)
 #define STATUS_ACCESS_DENIED                   STATUS(0xC0000022)
 #define STATUS_BUFFER_TOO_SMALL                STATUS(0xC0000023)
 #define STATUS_OBJECT_TYPE_MISMATCH            STATUS(0xC0000024)
-#define STATUS_NONCONTINUABLE_EXCEPTION        STATUS(0xC0000025)
 #define STATUS_DISK_CORRUPT_ERROR              STATUS(0xC0000032)
 #define STATUS_OBJECT_NAME_INVALID             STATUS(0xC0000033)
 #define STATUS_OBJECT_NAME_NOT_FOUND           STATUS(0xC0000034)
@@ -136,7 +131,6 @@ typedef struct _CLIENT_ID {
 #define STATUS_SHARING_VIOLATION               STATUS(0xC0000043)
 #define STATUS_INVALID_IMAGE_FORMAT            STATUS(0xC000007B)
 #define STATUS_DISK_FULL                       STATUS(0xC000007F)
-#define STATUS_INTEGER_DIVIDE_BY_ZERO          STATUS(0xC0000094)
 #define STATUS_INSUFFICIENT_RESOURCES          STATUS(0xC000009A)
 #define STATUS_IO_TIMEOUT                      STATUS(0xC00000B5)
 #define STATUS_DELETE_PENDING                  STATUS(0xC0000056)
@@ -154,14 +148,9 @@ typedef struct _CLIENT_ID {
 #define STATUS_IMAGE_MACHINE_TYPE_MISMATCH_EXE STATUS(0xC0000720)
 #define STATUS_INVALID_IMAGE_WIN_32            STATUS(0xC0000359)
 #define STATUS_NOT_FOUND                       STATUS(0xC0000225)
-#define STATUS_UNHANDLED_EXCEPTION             STATUS(0xC0000144)
 
-static inline void InitializeListHead(PLIST_ENTRY Head) {
-    Head->Flink = Head->Blink = Head;
-}
-static inline BOOLEAN IsListEmpty(const LIST_ENTRY *Head) {
-    return Head->Flink == Head;
-}
+static inline void InitializeListHead(PLIST_ENTRY Head) { Head->Flink = Head->Blink = Head; }
+static inline BOOLEAN IsListEmpty(const LIST_ENTRY *Head) { return Head->Flink == Head; }
 static inline void RemoveEntryList(PLIST_ENTRY Entry) {
     Entry->Blink->Flink = Entry->Flink;
     Entry->Flink->Blink = Entry->Blink;

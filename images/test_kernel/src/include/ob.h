@@ -8,13 +8,9 @@ typedef struct _OBJECT_TYPE {
     void (*Delete)(PVOID Body); /* at the last dereference, or NULL; the memory is freed after it */
 } OBJECT_TYPE, *POBJECT_TYPE;
 typedef struct _OBJECT_HEADER {
-    LONG64 PointerCount, HandleCount;
-    ULONG64 Lock;
-    UCHAR TypeIndex, TraceFlags, InfoMask, Flags;
-    ULONG Reserved;
+    LONG64 PointerCount, NotKept[3];
     POBJECT_TYPE Type; /* ObjectCreateInfo in Windows, which finds the type by TypeIndex */
-    PVOID SecurityDescriptor;
-    ULONG64 Body[];
+    ULONG64 SecurityDescriptor, Body[];
 } OBJECT_HEADER, *POBJECT_HEADER;
 ASSERT_OFFSET(OBJECT_HEADER, Body, 0x30);
 
@@ -23,6 +19,3 @@ NTSTATUS ObCreateObject(POBJECT_TYPE Type, SIZE_T Bytes, PVOID *Body);
 /* A handle, which takes over the caller's reference; a failure gives that reference up too. */
 NTSTATUS ObInsertObject(PVOID Body, PHANDLE Handle);
 LONG_PTR ObfReferenceObject(PVOID Body);
-
-/* Each type is defined by the file that makes its objects. */
-extern POBJECT_TYPE IoFileObjectType, CmKeyObjectType, PsThreadType;

@@ -16,6 +16,7 @@ typedef struct _IMAGE_IMPORT_DESCRIPTOR {
 
 LIST_ENTRY PsLoadedModuleList = {&PsLoadedModuleList, &PsLoadedModuleList};
 LIST_ENTRY IopDrivers = {&IopDrivers, &IopDrivers};
+CHAR IopLoadError[160];
 static PKLDR_DATA_TABLE_ENTRY PsNtosImage;
 void MiRememberUnloadedDriver(PKLDR_DATA_TABLE_ENTRY Entry);
 
@@ -73,8 +74,7 @@ static PVOID MiFindExport(PVOID Base, PCSTR Name) {
     return NULL;
 }
 
-static NTSTATUS MiResolveImports(
-    PUCHAR Image, PIMAGE_NT_HEADERS64 Headers, PCSTR FileName, IO_LOAD_ERROR *Error) {
+static NTSTATUS MiResolveImports(PUCHAR Image, PIMAGE_NT_HEADERS64 Headers, PCSTR FileName) {
     ULONG Rva = Headers->DataDirectory[DIRECTORY_IMPORT].VirtualAddress;
     ULONG Limit = Headers->SizeOfImage - (ULONG)sizeof(IMAGE_IMPORT_DESCRIPTOR);
     for (IMAGE_IMPORT_DESCRIPTOR *Import = (PVOID)(Image + Rva);
@@ -84,8 +84,8 @@ static NTSTATUS MiResolveImports(
         PCSTR Module = (PCSTR)Image + Import->Name;
         if (RtlCompareTextInsensitive(Module, "ntoskrnl.exe") &&
             RtlCompareTextInsensitive(Module, "hal.dll")) {
-            RtlFormat(Error->Text, sizeof(Error->Text), "%s needs %s, which is not here", FileName,
-                Module);
+            RtlFormat(IopLoadError, sizeof(IopLoadError), "%s needs %s, which is not here",
+                FileName, Module);
             return STATUS_OBJECT_NAME_NOT_FOUND;
         }
         for (PULONG64 Thunk = (PULONG64)(Image + Import->FirstThunk);
@@ -97,8 +97,8 @@ static NTSTATUS MiResolveImports(
                 Function = MiFindExport(PsNtosImage->DllBase, Name);
             }
             if (!Function) {
-                RtlFormat(Error->Text, sizeof(Error->Text), "%s: unresolved import %s!%s", FileName,
-                    Module, Name);
+                RtlFormat(IopLoadError, sizeof(IopLoadError), "%s: unresolved import %s!%s",
+                    FileName, Module, Name);
                 return *Thunk >> 63 ? STATUS_ORDINAL_NOT_FOUND : STATUS_ENTRYPOINT_NOT_FOUND;
             }
             *Thunk = (ULONG64)Function;
@@ -115,18 +115,18 @@ static void MiSetSecurityCookie(PUCHAR Image, PIMAGE_NT_HEADERS64 Headers) {
     if (Rva < Headers->SizeOfImage - 8) *(PULONG64)(Image + Rva) = KiRandom() & 0xFFFFFFFFFFFF;
 }
 
-static NTSTATUS MiLoadImage(
-    PCSTR VolumePath, PCSTR FileName, IO_LOAD_ERROR *Error, PKLDR_DATA_TABLE_ENTRY *Result) {
+static NTSTATUS MiLoadImage(PCSTR VolumePath, PCSTR FileName, PKLDR_DATA_TABLE_ENTRY *Result) {
     PUCHAR File, Image = NULL;
     ULONG Size, Pages = 0;
     PIMAGE_NT_HEADERS64 Headers;
     NTSTATUS Status = FatLoadFile(VolumePath, (PVOID *)&File, &Size);
     if (!NT_SUCCESS(Status)) {
-        RtlFormat(Error->Text, sizeof(Error->Text), "\\%s: cannot be read", VolumePath);
+        RtlFormat(IopLoadError, sizeof(IopLoadError), "\\%s: cannot be read", VolumePath);
         return Status;
     }
     if (!NT_SUCCESS(Status = MiCheckImage(File, Size, &Headers)))
-        RtlFormat(Error->Text, sizeof(Error->Text), "%s is not a valid x64 driver image", FileName);
+        RtlFormat(
+            IopLoadError, sizeof(IopLoadError), "%s is not a valid x64 driver image", FileName);
     else {
         Pages = (ULONG)BYTES_TO_PAGES(Headers->SizeOfImage);
         Image = MiReserveSystemSpace(Pages * PAGE_SIZE);
@@ -144,9 +144,9 @@ static NTSTATUS MiLoadImage(
         memcpy(Image + Sections[i].VirtualAddress, File + Sections[i].PointerToRawData,
             Sections[i].SizeOfRawData);
     if (!NT_SUCCESS(Status = MiRelocate(Image, Headers, (ULONG64)Image)))
-        RtlFormat(Error->Text, sizeof(Error->Text), "%s has bad relocations", FileName);
+        RtlFormat(IopLoadError, sizeof(IopLoadError), "%s has bad relocations", FileName);
     else
-        Status = MiResolveImports(Image, Headers, FileName, Error);
+        Status = MiResolveImports(Image, Headers, FileName);
     if (!NT_SUCCESS(Status)) {
         MiUnmapAndFree(Image, Pages);
         KiFree(File);
@@ -158,7 +158,8 @@ static NTSTATUS MiLoadImage(
         for (ULONG Offset = 0; Offset < MAX(Sections[i].VirtualSize, 1); Offset += PAGE_SIZE) {
             PUCHAR Page = Image + Sections[i].VirtualAddress + Offset;
             MiMapPage(Page, MiGetPhysicalAddress(Page),
-                (Flags & SECTION_WRITE ? MI_WRITE : 0) | (Flags & SECTION_EXECUTE ? MI_EXECUTE : 0));
+                (Flags & SECTION_WRITE ? MI_WRITE : 0) |
+                    (Flags & SECTION_EXECUTE ? MI_EXECUTE : 0));
         }
     }
     MiMapPage(Image, MiGetPhysicalAddress(Image), 0);
@@ -188,21 +189,8 @@ PIO_DRIVER IopFindDriver(PCSTR Service) {
     return NULL;
 }
 
-NOINLINE NTSTATUS IopLoadDriver(PCSTR Service, IO_LOAD_ERROR *Error) {
-    CHAR Key[200], ImagePath[200], Path[200];
-    PKLDR_DATA_TABLE_ENTRY Module;
-    Error->Text[0] = 0;
-    if (IopFindDriver(Service)) return STATUS_IMAGE_ALREADY_LOADED;
-    RtlFormat(Key, sizeof(Key), CM_SERVICES "\\%s", Service);
-    if (!CmFindKey(Key)) return STATUS_OBJECT_NAME_NOT_FOUND;
-    if (!NT_SUCCESS(CmQueryString(Key, "ImagePath", ImagePath, sizeof(ImagePath))))
-        RtlFormat(ImagePath, sizeof(ImagePath), "System32\\drivers\\%s.sys", Service);
-    NTSTATUS Status = IopVolumePath(ImagePath, Path, sizeof(Path));
-    PCSTR FileName = Path;
-    for (PCSTR Part = Path; *Part; Part++)
-        if (*Part == '\\') FileName = Part + 1;
-    if (NT_SUCCESS(Status)) Status = MiLoadImage(Path, FileName, Error, &Module);
-    if (!NT_SUCCESS(Status)) return Status;
+static NOINLINE NTSTATUS PnpCallDriverEntry(PCSTR Service, PKLDR_DATA_TABLE_ENTRY Module) {
+    CHAR Path[200];
     PIO_DRIVER Driver = ExAllocatePool2(0x40, sizeof(*Driver), 'virD');
     RtlCopyText(Driver->Service, sizeof(Driver->Service), Service);
     RtlFormat(Path, sizeof(Path), "\\Registry\\Machine\\System\\CurrentControlSet\\Services\\%s",
@@ -216,14 +204,37 @@ NOINLINE NTSTATUS IopLoadDriver(PCSTR Service, IO_LOAD_ERROR *Error) {
     Driver->Object.DriverSize = Module->SizeOfImage;
     Driver->Object.DriverSection = Module;
     Driver->Object.DriverInit = (DRIVER_INITIALIZE *)Module->EntryPoint;
-    Status = Driver->Object.DriverInit(&Driver->Object, &Driver->RegistryPath);
+    NTSTATUS Status = Driver->Object.DriverInit(&Driver->Object, &Driver->RegistryPath);
     if (NT_SUCCESS(Status)) {
         InsertTailList(&IopDrivers, &Driver->Link);
         return STATUS_SUCCESS;
     }
-    RtlFormat(Error->Text, sizeof(Error->Text), "%s: DriverEntry returned 0x%08x", Service, Status);
+    RtlFormat(
+        IopLoadError, sizeof(IopLoadError), "%s: DriverEntry returned 0x%08x", Service, Status);
     MiUnloadImage(Module);
     KiFree(Driver);
+    return Status;
+}
+
+NOINLINE NTSTATUS IopLoadDriver(PCSTR Service) {
+    CHAR KeyPath[200], ImagePath[200], Path[200];
+    PKLDR_DATA_TABLE_ENTRY Module;
+    IopLoadError[0] = 0;
+    if (IopFindDriver(Service)) return STATUS_IMAGE_ALREADY_LOADED;
+    RtlFormat(KeyPath, sizeof(KeyPath), CM_SERVICES "\\%s", Service);
+    if (!CmFindKey(KeyPath)) return STATUS_OBJECT_NAME_NOT_FOUND;
+    if (!NT_SUCCESS(CmQueryString(KeyPath, "ImagePath", ImagePath, sizeof(ImagePath))))
+        RtlFormat(ImagePath, sizeof(ImagePath), "System32\\drivers\\%s.sys", Service);
+    NTSTATUS Status = IopVolumePath(ImagePath, Path, sizeof(Path));
+    PCSTR FileName = Path;
+    for (PCSTR Part = Path; NT_SUCCESS(Status) && *Part; Part++)
+        if (*Part == '\\') FileName = Part + 1;
+    if (NT_SUCCESS(Status)) Status = MiLoadImage(Path, FileName, &Module);
+    if (NT_SUCCESS(Status)) Status = PnpCallDriverEntry(Service, Module);
+    if (!NT_SUCCESS(Status))
+        DbgPrint("IopLoadDriver: %s refused, 0x%08x %s\n", Service, Status, IopLoadError);
+    PCM_KEY Key = CmFindKey(KeyPath); /* DriverEntry may have deleted it */
+    if (Key) Key->LoadStatus = Status;
     return Status;
 }
 
@@ -240,42 +251,9 @@ NTSTATUS IopUnloadDriver(PCSTR Service) {
     return STATUS_SUCCESS;
 }
 
-/* Drivers of one start type, in the registry's order: 0 boot, 1 system, 2 automatic. A refused one
- * is told to the debugger and remembered where `sc query` finds it. */
+/* Drivers of one start type, in the registry's order: 0 boot, 1 system, 2 automatic. */
 void IopLoadDrivers(ULONG Start) {
-    IO_LOAD_ERROR Error;
-    for (PCM_KEY Key = NULL; (Key = CmNextSubkey(CM_SERVICES, Key)) != NULL;) {
-        PCSTR Service = Key->Path + sizeof(CM_SERVICES);
-        if (CmQueryDword(Key->Path, "Start", 3) != Start ||
-            CmQueryDword(Key->Path, "Type", 1) != 1 || IopFindDriver(Service))
-            continue;
-        NTSTATUS Status = IopLoadDriver(Service, &Error);
-        if (!NT_SUCCESS(Status)) {
-            DbgPrint("IopLoadDrivers: %s refused, 0x%08x %s\n", Service, Status, Error.Text);
-            IopSetServiceStatus(Service, Status);
-        }
-    }
-}
-
-/* Why a service's driver last failed to load; STATUS_SUCCESS when it did not. */
-static struct {
-    CHAR Service[64];
-    NTSTATUS Status;
-} IopServiceStatus[32];
-
-void IopSetServiceStatus(PCSTR Service, NTSTATUS Status) {
-    for (ULONG i = 0; i < ARRAY_SIZE(IopServiceStatus); i++) {
-        PCHAR Name = IopServiceStatus[i].Service;
-        if (*Name && RtlCompareTextInsensitive(Name, Service)) continue;
-        RtlCopyText(Name, sizeof(IopServiceStatus[i].Service), Service);
-        IopServiceStatus[i].Status = Status;
-        return;
-    }
-}
-
-NTSTATUS IopQueryServiceStatus(PCSTR Service) {
-    for (ULONG i = 0; i < ARRAY_SIZE(IopServiceStatus); i++)
-        if (!RtlCompareTextInsensitive(IopServiceStatus[i].Service, Service))
-            return IopServiceStatus[i].Status;
-    return STATUS_SUCCESS;
+    for (PCM_KEY Key = NULL; (Key = CmNextSubkey(CM_SERVICES, Key)) != NULL;)
+        if (CmQueryDword(Key->Path, "Start", 3) == Start && CmQueryDword(Key->Path, "Type", 1) == 1)
+            IopLoadDriver(Key->Path + sizeof(CM_SERVICES));
 }

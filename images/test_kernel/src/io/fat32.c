@@ -48,11 +48,12 @@ typedef struct _DIRENT { /* section 6; a long name's slots overlay it (section 7
 ASSERT_SIZE(DIRENT, 32);
 static const UCHAR LongOffsets[LONG_CHARS] = {1, 3, 5, 7, 9, 14, 16, 18, 20, 22, 24, 28, 30};
 
+static UCHAR BootData[SECTOR] __attribute__((aligned(16)));
+static BOOT_SECTOR *const Boot = (BOOT_SECTOR *)BootData;
 static struct {
     ULONG64 Lba; /* of the partition; all sectors below count from here */
-    ULONG Sectors, FatStart, FatSectors, FatCount, DataStart, InfoSector, RootCluster;
-    ULONG SectorsPerCluster, ClusterBytes, LastCluster;
-    ULONG Free, NextFree; /* Free: UNKNOWN until counted */
+    ULONG DataStart, ClusterBytes, LastCluster, Free, NextFree; /* Free: UNKNOWN until counted */
+    BOOLEAN HasInfo;
 } Volume;
 static KI_MUTEX FatMutex;
 static struct {
@@ -77,7 +78,7 @@ static PUCHAR FatSector(ULONG Sector) {
     Cache[Slot].Used = ++CacheClock;
     if (Cache[Slot].Line != Line + 1) {
         Cache[Slot].Line = 0;
-        ULONG Count = MIN(LINE_SECTORS, Volume.Sectors - Start);
+        ULONG Count = MIN(LINE_SECTORS, Boot->Sectors - Start);
         if (!NT_SUCCESS(HalDiskRead(Volume.Lba + Start, Count, Cache[Slot].Data))) return NULL;
         Cache[Slot].Line = Line + 1;
     }
@@ -88,11 +89,11 @@ static NTSTATUS FatCommit(const void *Changed) {
     ULONG Slot = ((ULONG64)Changed - (ULONG64)Cache) / sizeof(Cache[0]);
     ULONG Within = ((ULONG64)Changed - (ULONG64)Cache[Slot].Data) / SECTOR;
     ULONG Sector = (Cache[Slot].Line - 1) * LINE_SECTORS + Within;
-    BOOLEAN InFat = Sector - Volume.FatStart < Volume.FatSectors;
+    BOOLEAN InFat = Sector - Boot->ReservedSectors < Boot->FatSectors;
     NTSTATUS Status = STATUS_SUCCESS;
-    for (ULONG Copy = 0; NT_SUCCESS(Status) && Copy < (InFat ? Volume.FatCount : 1); Copy++)
+    for (ULONG Copy = 0; NT_SUCCESS(Status) && Copy < (InFat ? Boot->FatCount : 1); Copy++)
         Status = HalDiskWrite(
-            Volume.Lba + Sector + Copy * Volume.FatSectors, 1, Cache[Slot].Data + Within * SECTOR);
+            Volume.Lba + Sector + Copy * Boot->FatSectors, 1, Cache[Slot].Data + Within * SECTOR);
     if (!NT_SUCCESS(Status)) { /* what the disk holds now is not known */
         memset(Cache, 0, sizeof(Cache));
         Volume.Free = UNKNOWN;
@@ -102,10 +103,10 @@ static NTSTATUS FatCommit(const void *Changed) {
 
 /* -- clusters ---------------------------------------------------------------------------------- */
 static ULONG FatClusterSector(ULONG Cluster) {
-    return Volume.DataStart + (Cluster - 2) * Volume.SectorsPerCluster;
+    return Volume.DataStart + (Cluster - 2) * Boot->SectorsPerCluster;
 }
 static PULONG FatEntry(ULONG Cluster) {
-    PUCHAR Data = FatSector(Volume.FatStart + Cluster / ENTRIES);
+    PUCHAR Data = FatSector(Boot->ReservedSectors + Cluster / ENTRIES);
     return Data ? (PULONG)Data + Cluster % ENTRIES : NULL;
 }
 /* The next cluster of a chain; 0 at its end, 1 where it is broken or unreadable. */
@@ -160,7 +161,7 @@ static NTSTATUS FatCountFree(void) {
     return STATUS_SUCCESS;
 }
 static void FatWriteInfo(void) { /* section 5; advisory, so a failure does not matter */
-    PUCHAR Info = Volume.InfoSector ? FatSector(Volume.InfoSector) : NULL;
+    PUCHAR Info = Volume.HasInfo ? FatSector(Boot->InfoSector) : NULL;
     if (!Info) return;
     memcpy(Info + 488, &Volume.Free, 4);
     memcpy(Info + 492, &Volume.NextFree, 4);
@@ -265,19 +266,14 @@ static NTSTATUS FatSlot(ULONG Directory, ULONG Index, PDIRENT *Slot) {
     return Data ? STATUS_SUCCESS : STATUS_IO_DEVICE_ERROR;
 }
 static LONG64 FatTimeFromDisk(USHORT Date, USHORT Time, UCHAR TenMs) {
-    KI_DATE Value = {.Year = 1980 + (Date >> 9),
-        .Month = Date >> 5 & 15,
-        .Day = Date & 31,
-        .Hour = Time >> 11,
-        .Minute = Time >> 5 & 63,
-        .Second = (Time & 31) * 2 + TenMs / 100,
-        .Milliseconds = TenMs % 100 * 10};
+    KI_DATE Value = {1980 + (Date >> 9), Date >> 5 & 15, Date & 31, Time >> 11, Time >> 5 & 63,
+        (Time & 31) * 2 + TenMs / 100, TenMs % 100 * 10, 0};
     return Value.Month && Value.Day ? KiDateToTime(&Value) : 0;
 }
 static void FatTimeToDisk(LONG64 SystemTime, PUSHORT Date, PUSHORT Time) {
     KI_DATE Value;
     KiTimeToDate(SystemTime, &Value);
-    if (Value.Year < 1980) Value = (KI_DATE){.Year = 1980, .Month = 1, .Day = 1};
+    if (Value.Year < 1980) Value = (KI_DATE){1980, 1, 1, 0, 0, 0, 0, 0};
     *Date = (Value.Year - 1980) << 9 | Value.Month << 5 | Value.Day;
     *Time = Value.Hour << 11 | Value.Minute << 5 | Value.Second / 2;
 }
@@ -362,7 +358,7 @@ static NTSTATUS FatFind(ULONG Directory, PCSTR Name, PFAT_FILE File) {
 static NTSTATUS FatResolve(PCSTR Path, PFAT_FILE File, PCHAR Leaf) {
     CHAR Name[256];
     *File = (FAT_FILE){
-        .FirstCluster = Volume.RootCluster, .EntryIndex = ROOT_ENTRY, .Attributes = DIRECTORY};
+        .FirstCluster = Boot->RootCluster, .EntryIndex = ROOT_ENTRY, .Attributes = DIRECTORY};
     for (;;) {
         ULONG Length = 0;
         while (*Path == '\\') Path++;
@@ -436,6 +432,20 @@ static NTSTATUS FatFirstSlot(PFAT_FILE File, PULONG First) {
     return STATUS_SUCCESS;
 }
 
+/* Whether a name may be given to the entry `Self`, or UNKNOWN: a new one. */
+static NTSTATUS FatCheckName(ULONG Directory, PCSTR Name, ULONG Self) {
+    FAT_FILE Other;
+    ULONG Length = strlen(Name);
+    if (!Length || Length > 255 || Name[Length - 1] == '.' || Name[Length - 1] == ' ')
+        return STATUS_OBJECT_NAME_INVALID;
+    for (PCSTR At = Name; *At; At++)
+        if (*At < ' ' || *At > 0x7E || strchr("\"*/:<>?\\|", *At))
+            return STATUS_OBJECT_NAME_INVALID;
+    NTSTATUS Status = FatFind(Directory, Name, &Other);
+    if (Status == STATUS_NO_MORE_FILES) return STATUS_SUCCESS;
+    TRY(Status);
+    return Other.EntryIndex == Self ? STATUS_SUCCESS : STATUS_OBJECT_NAME_COLLISION;
+}
 /* A name's 8.3 form (section 7.4 and as Windows NT does it: four numbered tails, then two
  * characters and four digits of a hash, which is our own). *Long: the name needs long slots as
  * well. `Self` is the entry being renamed, whose old alias is free. */
@@ -444,7 +454,6 @@ static NTSTATUS FatMakeAlias(
     ULONG Length = strlen(Name), Dot = Length, Parts[2] = {0, 0}, Hash = 0;
     BOOLEAN Lossy = FALSE, Lower[2] = {FALSE, FALSE}, Upper[2] = {FALSE, FALSE};
     CHAR Text[13], Base[8];
-    FAT_FILE Other;
     memset(Entry->Name, ' ', sizeof(Entry->Name));
     for (ULONG Index = 1; Index < Length; Index++) {
         if (Name[Index] == '.') Dot = Index;
@@ -475,19 +484,10 @@ static NTSTATUS FatMakeAlias(
         Entry->Name[Kept++] = '~';
         Entry->Name[Kept] = '0' + (Try <= 4 ? Try : 1);
         FatShortText(Entry->Name, 0, Text);
-        NTSTATUS Status = FatFind(Directory, Text, &Other);
-        if (Status == STATUS_NO_MORE_FILES) break;
-        TRY(Status);
-        if (Other.EntryIndex == Self) break;
+        NTSTATUS Status = FatCheckName(Directory, Text, Self);
+        if (Status != STATUS_OBJECT_NAME_COLLISION) return Status;
     }
     return STATUS_SUCCESS;
-}
-static BOOLEAN FatValidName(PCSTR Name) {
-    ULONG Length = strlen(Name);
-    for (PCSTR At = Name; *At; At++) {
-        if (*At < ' ' || *At > 0x7E || strchr("\"*/:<>?\\|", *At)) return FALSE;
-    }
-    return Length && Length < 256 && Name[Length - 1] != '.' && Name[Length - 1] != ' ';
 }
 /* Finds `Count` free slots together, in one sector if they fit into one; those of the file being
  * renamed, SelfFirst to Self, count as free. *Gap: slots from there to the new ones must be marked
@@ -520,8 +520,7 @@ static NTSTATUS FatAddEntry(
     TRY(FatMakeAlias(Directory, Name, Self, Short, &Long));
     if (Old) TRY(FatFirstSlot(Old, &First));
     if (Long) Count += (Length + LONG_CHARS - 1) / LONG_CHARS;
-    for (ULONG Ordinal = 1; Ordinal < Count;
-         Ordinal++) { /* the last part of the name comes first */
+    for (ULONG Ordinal = 1; Ordinal < Count; Ordinal++) { /* the last part comes first */
         PUCHAR Slot = memset(&Set[Count - 1 - Ordinal], 0, sizeof(DIRENT));
         Slot[0] = Ordinal | (Ordinal == Count - 1 ? LONG_LAST : 0);
         Slot[11] = LONG_NAME;
@@ -558,10 +557,7 @@ static NTSTATUS FatCreateEntry(PCSTR Path, BOOLEAN Directory, PFAT_FILE File) {
     CHAR Name[256];
     ULONG First = 0;
     TRY(FatResolve(Path, &Parent, Name));
-    if (!FatValidName(Name)) return STATUS_OBJECT_NAME_INVALID;
-    NTSTATUS Status = FatFind(Parent.FirstCluster, Name, File);
-    if (Status != STATUS_NO_MORE_FILES)
-        return NT_SUCCESS(Status) ? STATUS_OBJECT_NAME_COLLISION : Status;
+    TRY(FatCheckName(Parent.FirstCluster, Name, UNKNOWN));
     FatTimeToDisk(KiQuerySystemTime(), &Short.WriteDate, &Short.WriteTime);
     Short.CreateDate = Short.AccessDate = Short.WriteDate;
     Short.CreateTime = Short.WriteTime;
@@ -575,49 +571,39 @@ static NTSTATUS FatCreateEntry(PCSTR Path, BOOLEAN Directory, PFAT_FILE File) {
         FatSetCluster(&Dots[1], Parent.EntryIndex == ROOT_ENTRY ? 0 : Parent.FirstCluster);
         TRY(FatWriteSlots(First, 0, 2, Dots));
     }
-    Status = FatAddEntry(Parent.FirstCluster, Name, &Short, NULL, File);
+    NTSTATUS Status = FatAddEntry(Parent.FirstCluster, Name, &Short, NULL, File);
     if (!NT_SUCCESS(Status)) FatFreeChain(First);
     return Status;
 }
 
 /* -- what ki.h declares ------------------------------------------------------------------------ */
 NTSTATUS FatMount(void) {
-    static UCHAR Data[SECTOR] __attribute__((aligned(16)));
-    BOOT_SECTOR *Boot = (BOOT_SECTOR *)Data;
+    ULONG Start;
     KiInitializeMutex(&FatMutex);
     LOCK_UNTIL_RETURN;
     memset(Cache, 0, sizeof(Cache));
     memset(Places, 0, sizeof(Places));
     memset(&Volume, 0, sizeof(Volume));
-    TRY(HalDiskRead(0, 1, Data));
-    for (PUCHAR Entry = Data + 0x1BE; !Volume.Lba; Entry += 16) {
-        ULONG Start;
-        if (Entry == Data + 0x1FE) return STATUS_UNRECOGNIZED_VOLUME;
+    TRY(HalDiskRead(0, 1, BootData));
+    for (PUCHAR Entry = BootData + 0x1BE; !Volume.Lba; Entry += 16) {
+        if (Entry == BootData + 0x1FE) return STATUS_UNRECOGNIZED_VOLUME;
         memcpy(&Start, Entry + 8, sizeof(Start));
         if (Entry[4] == 0x0B || Entry[4] == 0x0C) Volume.Lba = Start;
     }
-    TRY(HalDiskRead(Volume.Lba, 1, Data));
+    TRY(HalDiskRead(Volume.Lba, 1, BootData));
     ULONG64 DataStart = Boot->ReservedSectors + (ULONG64)Boot->FatCount * Boot->FatSectors;
-    if (Data[0x1FE] != 0x55 || Data[0x1FF] != 0xAA || Boot->BytesPerSector != SECTOR ||
+    if (BootData[0x1FE] != 0x55 || BootData[0x1FF] != 0xAA || Boot->BytesPerSector != SECTOR ||
         !Boot->SectorsPerCluster || Boot->RootEntries || Boot->FatSectors16 || !Boot->FatCount ||
         DataStart >= Boot->Sectors)
         return STATUS_UNRECOGNIZED_VOLUME;
-    Volume.Sectors = Boot->Sectors;
-    Volume.FatStart = Boot->ReservedSectors;
-    Volume.FatSectors = Boot->FatSectors;
-    Volume.FatCount = Boot->FatCount;
     Volume.DataStart = DataStart;
-    Volume.RootCluster = Boot->RootCluster;
-    Volume.SectorsPerCluster = Boot->SectorsPerCluster;
     Volume.ClusterBytes = Boot->SectorsPerCluster * SECTOR;
     Volume.LastCluster = MIN((Boot->Sectors - DataStart) / Boot->SectorsPerCluster + 1,
         Boot->FatSectors * (ULONG64)ENTRIES - 1);
     Volume.Free = UNKNOWN;
     PUCHAR Info = FatSector(Boot->InfoSector);
-    if (Boot->InfoSector && Info && !memcmp(Info, "RRaA", 4) && !memcmp(Info + 484, "rrAa", 4)) {
-        Volume.InfoSector = Boot->InfoSector;
-        memcpy(&Volume.NextFree, Info + 492, sizeof(Volume.NextFree));
-    }
+    Volume.HasInfo = Info && !memcmp(Info, "RRaA", 4) && !memcmp(Info + 484, "rrAa", 4);
+    if (Volume.HasInfo) memcpy(&Volume.NextFree, Info + 492, sizeof(Volume.NextFree));
     return STATUS_SUCCESS;
 }
 
@@ -667,19 +653,14 @@ NTSTATUS FatSetSize(PFAT_FILE File, ULONG Size) {
 }
 NTSTATUS FatRename(PFAT_FILE File, PCSTR NewName) {
     LOCK_UNTIL_RETURN;
-    FAT_FILE Other;
     PDIRENT Entry;
-    if (!FatValidName(NewName)) return STATUS_OBJECT_NAME_INVALID;
     if (File->EntryIndex == ROOT_ENTRY) return STATUS_ACCESS_DENIED;
     TRY(FatRefresh(File));
-    NTSTATUS Status = FatFind(File->DirectoryCluster, NewName, &Other);
-    if (NT_SUCCESS(Status) && Other.EntryIndex != File->EntryIndex)
-        return STATUS_OBJECT_NAME_COLLISION;
-    if (Status != STATUS_NO_MORE_FILES) TRY(Status);
+    TRY(FatCheckName(File->DirectoryCluster, NewName, File->EntryIndex));
     TRY(FatSlot(File->DirectoryCluster, File->EntryIndex, &Entry));
     DIRENT Short = *Entry;
-    Other = *File;
-    return FatAddEntry(Other.DirectoryCluster, NewName, &Short, &Other, File);
+    FAT_FILE Old = *File;
+    return FatAddEntry(Old.DirectoryCluster, NewName, &Short, &Old, File);
 }
 NTSTATUS FatDelete(PFAT_FILE File) {
     LOCK_UNTIL_RETURN;
@@ -711,7 +692,7 @@ NTSTATUS FatGetExtents(PFAT_FILE File, FAT_EXTENT *Extents, ULONG Maximum, PULON
     ULONG Left = File->Size / SECTOR + !!(File->Size % SECTOR), Previous = 0, Sectors;
     for (ULONG Cluster = File->FirstCluster; Left; Left -= Sectors) {
         if (Cluster < 2 || Cluster > Volume.LastCluster) return STATUS_DISK_CORRUPT_ERROR;
-        Sectors = MIN(Left, Volume.SectorsPerCluster);
+        Sectors = MIN(Left, Boot->SectorsPerCluster);
         if ((!Previous || Cluster != Previous + 1) && ++*Count <= Maximum)
             Extents[*Count - 1] = (FAT_EXTENT){Volume.Lba + FatClusterSector(Cluster), 0};
         if (*Count <= Maximum) Extents[*Count - 1].Sectors += Sectors;
@@ -730,15 +711,13 @@ NTSTATUS FatLoadFile(PCSTR Path, PVOID *Buffer, PULONG Size) {
     PCHAR Data = KiAllocate(File.Size + 1ULL);
     if (!Data) return STATUS_INSUFFICIENT_RESOURCES;
     NTSTATUS Status = FatRead(&File, 0, Data, File.Size, Size);
-    if (NT_SUCCESS(Status))
-        Data[*Size] = 0;
-    else
-        KiFree(Data);
-    *Buffer = NT_SUCCESS(Status) ? Data : NULL;
-    return Status;
+    if (!NT_SUCCESS(Status)) KiFree(Data);
+    TRY(Status);
+    Data[*Size] = 0;
+    *Buffer = Data;
+    return STATUS_SUCCESS;
 }
-/* Old or new, never half: the new contents are on the disk before one sector write takes them in.
- */
+/* Old or new, never half: one sector write takes in the new contents when they are on the disk. */
 NTSTATUS FatStoreFile(PCSTR Path, const void *Buffer, ULONG Size) {
     LOCK_UNTIL_RETURN;
     FAT_FILE File;

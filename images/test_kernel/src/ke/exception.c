@@ -25,64 +25,31 @@ NTSTATUS MmAccessFault(ULONG64 FaultCode, ULONG64 Address, CHAR Mode, PKTRAP_FRA
     return STATUS_SUCCESS;
 }
 
-static void KiContextFromFrames(PCONTEXT Context, PKEXCEPTION_FRAME Frame, PKTRAP_FRAME Trap) {
-    memset(Context, 0, sizeof(*Context));
-    Context->ContextFlags = CONTEXT_FULL | CONTEXT_SEGMENTS;
-    Context->MxCsr = Trap->MxCsr;
-    Context->SegCs = Trap->SegCs;
-    Context->SegSs = Trap->SegSs;
-    Context->SegDs = Context->SegEs = 0x2b;
-    Context->EFlags = Trap->EFlags;
-    Context->Rax = Trap->Rax, Context->Rcx = Trap->Rcx, Context->Rdx = Trap->Rdx;
-    Context->Rbx = Trap->Rbx, Context->Rsp = Trap->Rsp, Context->Rbp = Trap->Rbp;
-    Context->Rsi = Trap->Rsi, Context->Rdi = Trap->Rdi;
-    Context->R8 = Trap->R8, Context->R9 = Trap->R9, Context->R10 = Trap->R10;
-    Context->R11 = Trap->R11, Context->R12 = Frame->R12, Context->R13 = Frame->R13;
-    Context->R14 = Frame->R14, Context->R15 = Frame->R15, Context->Rip = Trap->Rip;
-    memcpy(&Context->Xmm[0], &Trap->Xmm0, 6 * sizeof(M128A));
-    memcpy(&Context->Xmm[6], Frame->Xmm6To15, sizeof(Frame->Xmm6To15));
-}
-
-static void KiContextToFrames(const CONTEXT *Context, PKEXCEPTION_FRAME Frame, PKTRAP_FRAME Trap) {
-    Trap->Rax = Context->Rax, Trap->Rcx = Context->Rcx, Trap->Rdx = Context->Rdx;
-    Trap->Rbx = Context->Rbx, Trap->Rsp = Context->Rsp, Trap->Rbp = Context->Rbp;
-    Trap->Rsi = Context->Rsi, Trap->Rdi = Context->Rdi, Trap->R8 = Context->R8;
-    Trap->R9 = Context->R9, Trap->R10 = Context->R10, Trap->R11 = Context->R11;
-    Trap->Rip = Context->Rip, Trap->EFlags = Context->EFlags;
-    Frame->R12 = Context->R12, Frame->R13 = Context->R13;
-    Frame->R14 = Context->R14, Frame->R15 = Context->R15;
-}
-
-/* Returns only when a handler asked to continue at the (perhaps changed) context. */
+/* Turns a fault into CONTEXT and EXCEPTION_RECORD. No structured exception handling here: an import
+ * of
+ * __C_specific_handler is refused, so no frame can have a handler, and every thread is a system
+ * thread. What its filter does in Windows follows at once: SYSTEM_THREAD_EXCEPTION_NOT_HANDLED. */
 void KiDispatchException(PEXCEPTION_RECORD Record, PKEXCEPTION_FRAME Frame, PKTRAP_FRAME Trap) {
     CONTEXT Context;
-    if (Trap->PreviousIrql < DISPATCH_LEVEL && Trap->EFlags & 0x200) KiEnable();
-    KiContextFromFrames(&Context, Frame, Trap);
-    if (!RtlDispatchException(Record, &Context)) /* KMODE_EXCEPTION_NOT_HANDLED */
-        KeBugCheckEx(0x1E,
-            (ULONG)Record->ExceptionCode | 0xffffffff00000000ULL * (Record->ExceptionCode < 0),
-            (ULONG64)Record->ExceptionAddress, Record->ExceptionInformation[0],
-            Record->ExceptionInformation[1]);
-    KiContextToFrames(&Context, Frame, Trap);
-}
-
-void KiProcessNMI(PKTRAP_FRAME TrapFrame) {
-    UNREFERENCED(TrapFrame);
-    if (KiCrashing) /* the dump is being written: let it */
-        return;
-    KeBugCheckEx(0x80, 0x4F4454, 0, 0, 0); /* NMI_HARDWARE_FAILURE, as HAL's "OEM" handler */
-}
-
-/* The filter around every system thread. */
-static LONG PspUnhandledExceptionInSystemThread(PEXCEPTION_POINTERS Pointers) {
-    PEXCEPTION_RECORD Record = Pointers->ExceptionRecord;
+    memset(&Context, 0, sizeof(Context));
+    Context.ContextFlags = CONTEXT_FULL | CONTEXT_SEGMENTS;
+    *(PULONG)(Context.FltSave + 0x18) = Context.MxCsr = Trap->MxCsr;
+    Context.SegCs = Trap->SegCs, Context.SegSs = Trap->SegSs;
+    Context.SegDs = Context.SegEs = 0x2b;
+    Context.EFlags = Trap->EFlags, Context.Rip = Trap->Rip;
+    Context.Rax = Trap->Rax, Context.Rcx = Trap->Rcx, Context.Rdx = Trap->Rdx;
+    Context.Rbx = Trap->Rbx, Context.Rsp = Trap->Rsp, Context.Rbp = Trap->Rbp;
+    Context.Rsi = Trap->Rsi, Context.Rdi = Trap->Rdi;
+    memcpy(&Context.R8, &Trap->R8, 4 * sizeof(ULONG64));
+    memcpy(&Context.R12, &Frame->R12, 4 * sizeof(ULONG64));
+    memcpy(&Context.Xmm[0], &Trap->Xmm0, 6 * sizeof(M128A));
+    memcpy(&Context.Xmm[6], Frame->Xmm6To15, sizeof(Frame->Xmm6To15));
     KeBugCheckEx(0x7E, (ULONG64)(LONG64)Record->ExceptionCode, (ULONG64)Record->ExceptionAddress,
-        (ULONG64)Record, (ULONG64)Pointers->ContextRecord);
+        (ULONG64)Record, (ULONG64)&Context);
 }
 
-NORETURN void PspSystemThreadStartup(KSTART_ROUTINE *Start, PVOID Context) {
-    __try {
-        Start(Context);
-    } __except (PspUnhandledExceptionInSystemThread((PEXCEPTION_POINTERS)_exception_info())) {}
-    PsTerminateSystemThread(STATUS_SUCCESS);
+void KiProcessNMI(void) {
+    if (KiCrashing) return; /* the dump is being written: let it */
+    KeBugCheckEx(
+        0x80, 0x4F4454, 0, 0, 0); /* NMI_HARDWARE_FAILURE, as HAL reports an unclaimed one */
 }

@@ -150,6 +150,11 @@ NORETURN NTSYSAPI NTSTATUS PsTerminateSystemThread(NTSTATUS Status) {
     __builtin_unreachable();
 }
 
+NORETURN void PspSystemThreadStartup(KSTART_ROUTINE *Start, PVOID Context) {
+    Start(Context);
+    PsTerminateSystemThread(STATUS_SUCCESS);
+}
+
 static void KiInsertTimer(KTIMER *Timer, LONG64 DueTime) {
     ULONG64 Now = KiQueryInterruptTime();
     LONG64 Delta = DueTime < 0 ? -DueTime : DueTime - KiQuerySystemTime();

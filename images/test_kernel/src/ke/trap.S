@@ -108,7 +108,7 @@
 
     FUNCTION KiNmiInterrupt
     ENTER_TRAP 0
-    leaq -0x80(%rbp), %rcx; call KiProcessNMI
+    call KiProcessNMI
     nop; jmp KiTrapReturn /* unwinders take a jump behind a call for the function's end */
     .seh_endproc
 
@@ -134,7 +134,7 @@
     .seh_endproc
 
 /* ecx = status, edx = number of parameters, r8 = address, r9, r10 = parameters; rbp = trap + 0x80.
- * Builds KEXCEPTION_FRAME (0x138) and EXCEPTION_RECORD (0x98) and lets C look for a handler. */
+ * Builds KEXCEPTION_FRAME (0x138) and EXCEPTION_RECORD (0x98) for the bug check. */
     FUNCTION KiExceptionDispatch
     subq $0x1d8, %rsp; .seh_stackalloc 0x1d8
     movq %r12, 0x118(%rsp); .seh_savereg %r12, 0x118; movq %r13, 0x120(%rsp)
@@ -147,10 +147,23 @@
     movl %ecx, (%rax); movl $0, 4(%rax); movq $0, 8(%rax); movq %r8, 0x10(%rax)
     movl %edx, 0x18(%rax); movq %r9, 0x20(%rax); movq %r10, 0x28(%rax); movq %rax, %rcx
     movq %rsp, %rdx; leaq -0x80(%rbp), %r8; call KiDispatchException
-    /* a handler asked to go on: C has put the registers back into both frames */
-    cli
-    movq 0x118(%rsp), %r12; movq 0x120(%rsp), %r13; movq 0x128(%rsp), %r14; movq 0x130(%rsp), %r15
-    jmp KiTrapReturn
+    int3
+    .seh_endproc
+
+/* rcx = CONTEXT: the caller's registers as they will be after this call. */
+    FUNCTION RtlCaptureContext
+    pushfq; .seh_stackalloc 8; .seh_endprologue
+    movq %rax, 0x78(%rcx); movq %rcx, 0x80(%rcx); movq %rdx, 0x88(%rcx); movq %rbx, 0x90(%rcx)
+    movq %rbp, 0xa0(%rcx); movq %rsi, 0xa8(%rcx); movq %rdi, 0xb0(%rcx); movq %r8, 0xb8(%rcx)
+    movq %r9, 0xc0(%rcx); movq %r10, 0xc8(%rcx); movq %r11, 0xd0(%rcx); movq %r12, 0xd8(%rcx)
+    movq %r13, 0xe0(%rcx); movq %r14, 0xe8(%rcx); movq %r15, 0xf0(%rcx)
+    leaq 0x10(%rsp), %rax; movq %rax, 0x98(%rcx); movq 8(%rsp), %rax; movq %rax, 0xf8(%rcx)
+    fxsave 0x100(%rcx); movl 0x118(%rcx), %eax; movl %eax, 0x34(%rcx) /* MxCsr, at both places */
+    movw %cs, 0x38(%rcx); movw %ds, 0x3a(%rcx); movw %es, 0x3c(%rcx); movw %fs, 0x3e(%rcx)
+    movw %gs, 0x40(%rcx); movw %ss, 0x42(%rcx); movl (%rsp), %eax; movl %eax, 0x44(%rcx)
+    movl $0x10000f, 0x30(%rcx) /* CONTEXT_FULL with segments */
+    movq 0x78(%rcx), %rax; addq $8, %rsp
+    retq
     .seh_endproc
 
 /* KeBugCheckEx(code, P1..P4): parameters go to their home space, where a debugger looks for them, and

@@ -4,7 +4,6 @@
 
 #define PTE_VALID   1ULL
 #define PTE_WRITE   2ULL
-#define PTE_NOCACHE 0x10ULL
 #define PTE_LARGE   0x80ULL
 #define PTE_NX      (1ULL << 63)
 #define PTE_ADDRESS 0x000ffffffffff000ULL
@@ -122,7 +121,7 @@ NTSTATUS MiMapPage(PVOID Virtual, PHYSICAL Physical, ULONG Protection) {
     PULONG64 Entry = MiFindEntry((ULONG64)Virtual, TRUE, &Large);
     if (!Entry || Large) return STATUS_NO_MEMORY;
     *Entry = Physical | PTE_VALID | (Protection & MI_WRITE ? PTE_WRITE : 0) |
-             (Protection & MI_EXECUTE ? 0 : PTE_NX) | (Protection & MI_NOCACHE ? PTE_NOCACHE : 0);
+             (Protection & MI_EXECUTE ? 0 : PTE_NX);
     MiFlushPage(Virtual);
     return STATUS_SUCCESS;
 }
@@ -161,15 +160,4 @@ PVOID MiReserveSystemSpace(SIZE_T Bytes) {
     MiSystemSpace = (Address + Bytes + 0x1ffff) & ~0xffffULL; /* an unmapped gap after each */
     KeLowerIrql(Irql);
     return (PVOID)Address;
-}
-
-PVOID MiMapDevice(PHYSICAL Physical, SIZE_T Bytes) {
-    PHYSICAL First = Physical & ~(PAGE_SIZE - 1);
-    ULONG Pages = (ULONG)BYTES_TO_PAGES(Physical - First + Bytes);
-    PUCHAR Base = MiReserveSystemSpace(Pages * PAGE_SIZE);
-    for (ULONG i = 0; i < Pages; i++)
-        if (!NT_SUCCESS(
-                MiMapPage(Base + i * PAGE_SIZE, First + i * PAGE_SIZE, MI_WRITE | MI_NOCACHE)))
-            return NULL;
-    return Base + (Physical - First);
 }

@@ -14,14 +14,11 @@ static const SCRIPTED_PROCESS SmpInitialProcesses[] = {
     {SYSTEM32 "wininit.exe", "wininit.exe"},
     {SYSTEM32 "services.exe", "C:\\Windows\\system32\\services.exe"},
     {SYSTEM32 "lsass.exe", "C:\\Windows\\system32\\lsass.exe"},
-    {SYSTEM32 "svchost.exe", "C:\\Windows\\system32\\svchost.exe -k DcomLaunch -p"},
-};
-static const SCRIPTED_PROCESS SmpPassingProcesses[] = {
-    {SYSTEM32 "taskhostw.exe", "taskhostw.exe"},
+    {SYSTEM32 "svchost.exe", "C:\\Windows\\system32\\svchost.exe -k DcomLaunch -p"}};
+static const SCRIPTED_PROCESS SmpPassingProcesses[] = {{SYSTEM32 "taskhostw.exe", "taskhostw.exe"},
     {SYSTEM32 "conhost.exe", "\\??\\C:\\Windows\\system32\\conhost.exe 0x4"},
     {SYSTEM32 "svchost.exe", "C:\\Windows\\system32\\svchost.exe -k netsvcs -p"},
-    {SYSTEM32 "backgroundTaskHost.exe", "backgroundTaskHost.exe -ServerName:App"},
-};
+    {SYSTEM32 "backgroundTaskHost.exe", "backgroundTaskHost.exe -ServerName:App"}};
 static PEPROCESS SmpServices; /* parent of what follows */
 
 /* Something starts every second, as on any machine that is on. */

@@ -198,7 +198,8 @@ NTSYSAPI EXCEPTION_ROUTINE *RtlVirtualUnwind(ULONG HandlerType, ULONG64 ImageBas
     if (Info != NULL) {
         ULONG Offset = (ULONG)(ControlPc - ImageBase) - Function->BeginAddress;
         BOOLEAN InPrologue = Offset < Info->SizeOfProlog;
-        if (InPrologue || !RtlpFinishEpilogue(Context, ImageBase, ControlPc, Function, Info)) {
+        /* an early way out may lie inside of what counts as prologue */
+        if (!RtlpFinishEpilogue(Context, ImageBase, ControlPc, Function, Info)) {
             BOOLEAN FrameIsSet = Info->FrameRegister != 0 && !InPrologue;
             for (ULONG At = 0; InPrologue && At < Info->CountOfCodes;
                  At += RtlpSlots(&Info->Code[At]))
