@@ -1,8 +1,8 @@
 """Builds the test kernel: ``python -m images.test_kernel.compile [--check]``.
 
 The kernel is one PE linked by lld-link from ``src``; its exports are the functions and data marked
-``NTSYSAPI`` there. Boot record and loader are flat binaries. Only a change of the kernel needs this:
-``built`` holds the result, and in ``manifest.json`` the tools' versions and each file's hash.
+``NTSYSAPI`` there. Boot record and loader are flat binaries. Only a change of the kernel needs
+this: ``built`` holds the result, and in ``manifest.json`` the tools' versions and each file's hash.
 
 ``--check`` builds in a temporary folder. With the recorded tools the bytes must be the same; with
 others the rebuilt kernel must pass the integration tests.
@@ -18,7 +18,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -45,6 +45,35 @@ KERNEL_FLAGS = (
     "-Iinclude",
     *REPRODUCIBLE,
 )
+LOADER_FLAGS = (
+    "--target=x86_64-unknown-none-elf",
+    "-std=gnu17",
+    "-Oz",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-Wno-multichar",
+    "-Iinclude",
+    "-ffreestanding",
+    "-fno-pic",
+    "-fno-stack-protector",
+    "-fno-asynchronous-unwind-tables",
+    "-ffunction-sections",
+    "-fdata-sections",
+    "-mno-red-zone",
+    "-mgeneral-regs-only",
+)
+LOADER_SOURCES = (
+    "boot/loader.c",
+    "hal/pci.c",
+    "io/fat32.c",
+    "io/ide.c",
+    "mm/image.c",
+    "rtl/text.c",
+)
+"""The kernel's own disk and file system code reads the kernel; what is not used is left out."""
+MBR_CODE_BYTES = 440
+"""Boot code of a master boot record; disk signature and partition table follow."""
 EXPORT = re.compile(r"^(?:NORETURN )?NTSYSAPI [^;{(]*?\b(\w+)(?:\(|\[|;| =)", re.MULTILINE)
 ASSEMBLY_EXPORTS = ("KeBugCheckEx", "RtlCaptureContext")
 TIMESTAMP = "0x669A0000"
@@ -73,14 +102,26 @@ def tool_versions() -> dict[str, str]:
     }
 
 
-def _compile(sources: Sequence[Path], flags: Sequence[str], work: Path) -> list[str]:
+def _compile(sources: Iterable[str], flags: Sequence[str], work: Path) -> list[str]:
     objects = []
-    for source in sources:
-        name = source.relative_to(SOURCE).as_posix()
-        target = str(work / (name.replace("/", "_") + ".o"))
-        _run("clang-14", *flags, "-c", name, "-o", target)
-        objects.append(target)
+    for name in sources:
+        objects.append(str(work / (name.replace("/", "_") + ".o")))
+        _run("clang-14", *flags, "-c", name, "-o", objects[-1])
     return objects
+
+
+def build_boot(out: Path) -> None:
+    """Makes mbr.bin and loader.bin in ``out``, without path or date. Raises CompileError."""
+    link = ("ld.lld-14", "--oformat=binary", "--gc-sections", "--build-id=none", "-z", "nognustack")
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        mbr, stage2 = _compile(("boot/mbr.S", "boot/stage2.S"), [LOADER_FLAGS[0]], work)
+        loader = _compile(LOADER_SOURCES, LOADER_FLAGS, work)
+        _run(*link, "-Ttext=0x7C00", "--entry=_start", "-o", str(out / "mbr.bin"), mbr)
+        _run(*link, "-T", "boot/loader.ld", "-o", str(out / "loader.bin"), stage2, *loader)
+    size = (out / "mbr.bin").stat().st_size
+    if size > MBR_CODE_BYTES:
+        raise CompileError(f"boot/mbr.S: {size} bytes of code, {MBR_CODE_BYTES} fit: shorten it")
 
 
 def build_kernel(out: Path) -> None:
@@ -88,10 +129,11 @@ def build_kernel(out: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         sources = sorted(path for part in PARTS for path in (SOURCE / part).glob("*.[cS]"))
-        objects = _compile(sources, KERNEL_FLAGS, work)
+        names = [path.relative_to(SOURCE).as_posix() for path in sources]
+        objects = _compile(names, KERNEL_FLAGS, work)
         found = (name for path in sources for name in EXPORT.findall(path.read_text()))
-        names = "".join(f"    {name}\n" for name in sorted({*ASSEMBLY_EXPORTS, *found}))
-        (work / "ntoskrnl.def").write_text(f"LIBRARY ntoskrnl.exe\nEXPORTS\n{names}")
+        exports = "".join(f"    {name}\n" for name in sorted({*ASSEMBLY_EXPORTS, *found}))
+        (work / "ntoskrnl.def").write_text(f"LIBRARY ntoskrnl.exe\nEXPORTS\n{exports}")
         _run(
             "lld-link-14",
             *(f"/{flag}" for flag in ("driver", "subsystem:native", "entry:KiSystemStartup")),
@@ -113,8 +155,6 @@ def build_kernel(out: Path) -> None:
 
 def build_all(out: Path) -> None:
     """Makes all of FILES and the manifest in ``out``. Raises CompileError."""
-    from images.test_kernel.compile_boot import build_boot
-
     out.mkdir(parents=True, exist_ok=True)
     build_boot(out)
     build_kernel(out)
@@ -137,7 +177,8 @@ def check() -> int:
         build_all(rebuilt)
         rebuilt.chmod(0o755)
         if tool_versions() == {key: recorded[key] for key in ("compiler", "linker")}:
-            wrong = [name for name, sha in _hashes(rebuilt).items() if sha != recorded["files"][name]]
+            hashes = _hashes(rebuilt)
+            wrong = [name for name in FILES if hashes[name] != recorded["files"][name]]
             print(f"differ: {', '.join(wrong)}" if wrong else "the same bytes, as recorded")
             return int(bool(wrong))
         print(f"built with other tools than {recorded['compiler']}: testing the rebuilt kernel")

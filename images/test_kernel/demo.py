@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import struct
 import sys
 import time
 from collections.abc import Sequence
@@ -18,16 +17,15 @@ import kdmp_parser
 
 from crashdump_analysis.engines.wine import WineEngine, format_report
 from images.contract import Contract, load_contract
-from images.test_kernel.build import BUILT, PAGEFILE_PATH, Driver, ImageError, build_image
+from images.test_kernel.build import BUILT, PAGEFILE_PATH, ImageError, build_image
 from images.test_kernel.registry import Settings
+from tests.support.disk import dump_in_pagefile
 from tests.support.libvirt import Domain, Libvirt
+from tests.support.sensor import built, content_files, load_content, sensor_driver
 from tests.support.waiting import DeadlineError, wait_for
 
 HERE = Path(__file__).parent
-SENSOR = HERE.parents[1] / "examples/sensor"
-CONTENT_FOLDER = r"C:\Windows\System32\drivers\Sensor"
-REQUIRED_DUMP_SPACE = 0xFA0
-"""Offset in DUMP_HEADER64 of the dump's whole size in bytes (u64)."""
+VARIANT = "a-o2"
 
 
 @dataclass(frozen=True)
@@ -41,65 +39,49 @@ class Steps:
         print(f"[{time.monotonic() - self.began:5.1f} s] {text}", flush=True)
 
 
-def dump_in_pagefile(pagefile: bytes) -> bytes:
-    """The dump a crash left at the start of pagefile.sys. Raises ValueError if there is none."""
-    if pagefile[:8] != b"PAGEDU64":
-        raise ValueError(f"pagefile.sys holds no dump: it starts with {pagefile[:8]!r}")
-    (size,) = struct.unpack_from("<Q", pagefile, REQUIRED_DUMP_SPACE)
-    if not 0x2000 < size <= len(pagefile):
-        raise ValueError(f"the dump says it has {size} bytes, the pagefile {len(pagefile)}")
-    return pagefile[:size]
-
-
-def content_files(name: str) -> dict[str, Path]:
-    """The sensor's example content of that name, by guest path."""
-    found = sorted((SENSOR / "content" / name).glob("*.sys"))
-    return {rf"{CONTENT_FOLDER}\{file.name}": file for file in found}
-
-
 def crash(output: Path, contract: Contract, steps: Steps) -> Path:
     """Runs good content, then the killer; leaves screen and dump in `output`, returns the dump."""
-    sensor = Driver("sensor", SENSOR / "built/a-o2/sensor.sys")
-    # Without automatic restart the machine stays at its blue screen, so that it can be seen.
-    settings = Settings(auto_reboot=False)
     with Libvirt() as libvirt:
-        good = build_image(
+        steps.say("Building a disk: the test kernel, the sensor driver, benign content")
+        image = build_image(
             libvirt.new_image_path(),
-            drivers=[sensor],
+            drivers=[sensor_driver(VARIANT)],
             files=content_files("benign"),
-            settings=settings,
+            # Without automatic restart it stays at its blue screen, so that it can be seen.
+            settings=Settings(auto_reboot=False),
         )
-        steps.say("Starting a machine with the sensor driver and good content")
-        machine = Domain(libvirt, good)
+        machine = Domain(libvirt, image)
         machine.start()
         machine.wait_for_agent(contract.deadlines.boot_to_agent)
-        steps.say("It runs: the guest agent answers. Same machine, next content file")
-        machine.close()
-
-        bad = build_image(
-            libvirt.new_image_path(),
-            drivers=[sensor],
-            files=content_files("killer"),
-            settings=settings,
-        )
-        machine = Domain(libvirt, bad)
-        machine.start()
+        steps.say("It boots, the sensor runs, the guest agent answers")
+        load_content(machine, "killer")
+        steps.say("A new content file comes in; the validator has let it pass. The sensor loads it")
         try:
-            wait_for("a bug check", machine.crash_count, contract.deadlines.boot_to_agent)
+            machine.wait_for_crash(contract.deadlines.boot_to_agent)
         except DeadlineError:
             machine.screenshot(output / "screen.png")
             print(machine.debug_text()[-2000:], file=sys.stderr)
             raise
-        steps.say("It has stopped with a bug check and writes its dump")
-        machine.wait_for_quiet_disk(contract.deadlines.dump_writing)
+        steps.say("It has stopped with a bug check and writes its dump into the pagefile")
+        wait_for(
+            "the end of the dump",
+            lambda: "Physical memory dump complete" in machine.screen_text(),
+            contract.deadlines.dump_writing,
+        )
         screen = machine.screenshot(output / "blue-screen.png")
         steps.say(f"Its screen: {screen}")
+        text = machine.screen_text()
         machine.destroy()
         with machine.disk() as disk:
             pagefile = disk.read(PAGEFILE_PATH)
         dump = output / "MEMORY.DMP"
         dump.write_bytes(dump_in_pagefile(pagefile))
-        steps.say(f"The dump, out of the powered-off disk's pagefile: {dump}")
+        steps.say(f"The dump, out of the powered-off disk: {dump}")
+        machine.start()
+        machine.wait_for_crash(contract.deadlines.boot_to_agent, 2)
+        steps.say("Switched on again it crashes before its agent answers: the file is on the disk")
+        machine.close()
+        print("\n" + "\n".join(f"    {line}" for line in text.splitlines() if line))
         return dump
 
 
@@ -122,7 +104,7 @@ def show_debugger_engine(dump: Path) -> None:
         print("  LAB_ACCEPT_DEBUGGER_TERMS=1 make demo")
         return
     with WineEngine() as engine:
-        folders = [BUILT, SENSOR / "built/a-o2"]
+        folders = [BUILT, built(VARIANT)]
         engine.open(dump, symbols=folders, images=folders)
         print(f"\n{format_report(engine.report())}")
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import pytest
 
 from images.contract import CATALOG, Contract, load_contract
-from tests.support.crashes import Crash, crash_once
+from tests.support.crashes import Crash, CrashMaker
 from tests.support.libvirt import Domain, Libvirt
 from tests.support.sensor import KINDS
 
@@ -66,11 +66,8 @@ def crash_of(
     crash_cache: Path, domain_of: MachineFactory, libvirt: Libvirt, contract: Contract
 ) -> CrashFactory:
     """The crash of a kind in a variant of the sensor; made by the first test that asks for it."""
-
-    def crash(kind: str, variant: str) -> Crash:
-        return crash_once(crash_cache, KINDS[kind], variant, domain_of, libvirt, contract)
-
-    return crash
+    maker = CrashMaker(crash_cache, domain_of, libvirt, contract)
+    return lambda kind, variant: maker.crash(KINDS[kind], variant)
 
 
 @pytest.hookimpl(wrapper=True)

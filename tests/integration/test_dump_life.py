@@ -281,7 +281,7 @@ def test_no_room_for_a_dump_is_said_on_the_screen(
     domain.wait_for_agent(contract.deadlines.boot_to_agent)
     domain.inject_nmi()
     domain.wait_for_crash(contract.deadlines.dump_writing)
-    reason = "pagefile.sys has 256 KiB" if pagefile_bytes else "pagefile.sys cannot be used"
+    reason = "pagefile.sys has 256 KiB" if pagefile_bytes else "pagefile.sys cannot be"
     wait_for("the reason", lambda: reason in domain.screen_text(), contract.deadlines.dump_writing)
     with domain.disk() as disk:
         assert not disk.exists(MEMORY_DUMP_PATH)

@@ -129,9 +129,7 @@ def test_hung_machine_is_as_hung_after_a_restore(
 def test_blue_screen_stays_through_save_and_restore(
     libvirt: Libvirt, domain_of: MachineFactory, contract: Contract
 ) -> None:
-    domain = domain_of(
-        build_image(libvirt.new_image_path(), settings=Settings(auto_reboot=False))
-    )
+    domain = domain_of(build_image(libvirt.new_image_path(), settings=Settings(auto_reboot=False)))
     domain.start()
     domain.wait_for_agent(contract.deadlines.boot_to_agent)
     domain.inject_nmi()
@@ -184,7 +182,7 @@ def test_copy_of_a_dump_goes_on_after_a_restore(
 
 
 def test_golden_cycle(libvirt: Libvirt, domain_of: MachineFactory, contract: Contract) -> None:
-    """Back to a booted machine in no time: its saved memory, over a new overlay on its disk then."""
+    """Back to a booted machine: its saved memory, over a new overlay on the disk it had then."""
     image = build_image(
         libvirt.new_image_path(), drivers=[sensor_driver("a-o2")], files=content_files("benign")
     )

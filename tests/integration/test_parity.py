@@ -43,15 +43,7 @@ OWNER_POLICY_FLAGS = 0x9C
 KERNEL_FRAMES = {
     "killer": ("MmAccessFault", "KiPageFault"),
     "freed": ("KiBugCheckDispatch", "KiPageFault"),
-    "exception": (
-        "PspSystemThreadStartup",
-        "__C_specific_handler",
-        "RtlpExecuteHandlerForException",
-        "RtlDispatchException",
-        "KiDispatchException",
-        "KiExceptionDispatch",
-        "KiPageFault",
-    ),
+    "exception": ("KiDispatchException", "KiExceptionDispatch", "KiPageFault"),
     "hang": ("KeAccumulateTicks",),
     "nmi": ("KiNmiInterrupt",),
     "keyboard": ("KiInterruptDispatch",),
@@ -65,7 +57,6 @@ ASSEMBLY = frozenset(
         "nt!KiNmiInterrupt",
         "nt!KiPageFault",
         "nt!KiStartSystemThread",
-        "nt!RtlpExecuteHandlerForException",
         *(f"nt!KiIsrEntry{line}" for line in range(16)),
     }
 )
@@ -166,9 +157,7 @@ def test_parameters(crash_of: CrashFactory, kind: str, variant: str) -> None:
         assert place.line == source_line(file, statement)
 
 
-@pytest.mark.parametrize(
-    ("kind", "variant"), [one for one in CRASHES if KINDS[one[0]].frames]
-)
+@pytest.mark.parametrize(("kind", "variant"), [one for one in CRASHES if KINDS[one[0]].frames])
 def test_the_dump_bears_its_boots_nonce(crash_of: CrashFactory, kind: str, variant: str) -> None:
     crash, folder = crash_of(kind, variant), built(variant)
     offset = public_symbol(folder / "sensor.pdb", folder / "sensor.sys", "SensorNonce")
@@ -248,8 +237,8 @@ def test_dbgeng(crash_of: CrashFactory, kind: str, variant: str, volatility: Vol
     # The sensor's frames are one behind the other, each at a line of its function.
     stack = report["stack"]
     frames = [frame for frame in stack if frame["module"] == "sensor"]
-    assert [frame["function"] for frame in frames] == list(sensor_frames(kind, variant)), (
-        describe(stack)
+    assert [frame["function"] for frame in frames] == list(sensor_frames(kind, variant)), describe(
+        stack
     )
     for frame in frames:
         assert frame["function"] is not None

@@ -48,71 +48,66 @@ class Crash:
         return self.folder / "screen.png"
 
 
-def crash_once(
-    cache: Path,
-    kind: CrashKind,
-    variant: str,
-    make: Callable[[Path], Domain],
-    libvirt: Libvirt,
-    contract: Contract,
-) -> Crash:
-    """Crashes a machine that stops at the blue screen; what an earlier call found is in `cache`."""
-    folder = cache / f"{kind.name}-{variant}"
-    folder.mkdir(parents=True, exist_ok=True)
-    facts = folder / "facts.json"
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another test process may be at it
-        if not facts.exists():
-            crash = _crash(folder, kind, variant, make, libvirt, contract)
-            facts.write_text(json.dumps({**asdict(crash), "folder": None}))
-    return Crash(**{**json.loads(facts.read_text()), "folder": folder})
+@dataclass(frozen=True)
+class CrashMaker:
+    """Crashes machines made by `make`; `cache` is shared by all processes of a test run."""
 
+    cache: Path
+    make: Callable[[Path], Domain]
+    libvirt: Libvirt
+    contract: Contract
 
-def _crash(
-    folder: Path,
-    kind: CrashKind,
-    variant: str,
-    make: Callable[[Path], Domain],
-    libvirt: Libvirt,
-    contract: Contract,
-) -> Crash:
-    nonce = f"{kind.name}/{variant}"
-    image = build_image(
-        libvirt.new_image_path(),
-        drivers=[sensor_driver(variant, parameters={"Nonce": nonce})],
-        files=content_files(kind.content),
-        settings=Settings(auto_reboot=False, dpc_timeout_milliseconds=DPC_TIMEOUT),
-    )
-    domain = make(image)
-    with domain.disk() as disk:
-        pagefile = disk.extents(PAGEFILE_PATH)[0][0]
-    domain.start()
-    if kind.trigger:
-        domain.wait_for_agent(contract.deadlines.boot_to_agent)
-        kind.trigger(domain)
-    domain.wait_for_crash(contract.deadlines.boot_to_agent)
-    wait_for(
-        "the dump's first sector, which is written last",
-        lambda: domain.disk_bytes_at(pagefile, 512).startswith(DUMP_SIGNATURE),
-        contract.deadlines.dump_writing,
-    )
-    wait_for(
-        "the screen to say so",
-        lambda: "dump complete" in domain.screen_text(),
-        contract.deadlines.dump_writing,
-    )
-    domain.screenshot(folder / "screen.png")
-    screen_text, console, events = domain.screen_text(), domain.console(), domain.events()
-    with domain.disk() as disk:
-        (folder / "MEMORY.DMP").write_bytes(dump_in_pagefile(disk.read(PAGEFILE_PATH)))
-    restarts = domain.reset_events()
-    domain.reset()
-    domain.wait_for_restart(contract.deadlines.boot_to_agent, restarts)
-    wait_for(
-        "the next boot's agent or crash",
-        lambda: domain.crash_count() > 1 or domain.agent_answers(),
-        contract.deadlines.boot_to_agent,
-    )
-    crashed_again = domain.crash_count() > 1
-    domain.destroy()
-    return Crash(folder, nonce, screen_text, console, events, restarts, crashed_again)
+    def crash(self, kind: CrashKind, variant: str) -> Crash:
+        """A crash with the machine stopped at the blue screen; made by the first who asks."""
+        folder = self.cache / f"{kind.name}-{variant}"
+        folder.mkdir(parents=True, exist_ok=True)
+        facts = folder / "facts.json"
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # another test process may be at it
+            if not facts.exists():
+                crash = self._crash(folder, kind, variant)
+                facts.write_text(json.dumps({**asdict(crash), "folder": None}))
+        return Crash(**{**json.loads(facts.read_text()), "folder": folder})
+
+    def _crash(self, folder: Path, kind: CrashKind, variant: str) -> Crash:
+        deadlines = self.contract.deadlines
+        nonce = f"{kind.name}/{variant}"
+        image = build_image(
+            self.libvirt.new_image_path(),
+            drivers=[sensor_driver(variant, parameters={"Nonce": nonce})],
+            files=content_files(kind.content),
+            settings=Settings(auto_reboot=False, dpc_timeout_milliseconds=DPC_TIMEOUT),
+        )
+        domain = self.make(image)
+        with domain.disk() as disk:
+            pagefile = disk.extents(PAGEFILE_PATH)[0][0]
+        domain.start()
+        if kind.trigger:
+            domain.wait_for_agent(deadlines.boot_to_agent)
+            kind.trigger(domain)
+        domain.wait_for_crash(deadlines.boot_to_agent)
+        wait_for(
+            "the dump's first sector, which is written last",
+            lambda: domain.disk_bytes_at(pagefile, 512).startswith(DUMP_SIGNATURE),
+            deadlines.dump_writing,
+        )
+        wait_for(
+            "the screen to say so",
+            lambda: "dump complete" in domain.screen_text(),
+            deadlines.dump_writing,
+        )
+        domain.screenshot(folder / "screen.png")
+        screen_text, console, events = domain.screen_text(), domain.console(), domain.events()
+        with domain.disk() as disk:
+            (folder / "MEMORY.DMP").write_bytes(dump_in_pagefile(disk.read(PAGEFILE_PATH)))
+        restarts = domain.reset_events()
+        domain.reset()
+        domain.wait_for_restart(deadlines.boot_to_agent, restarts)
+        wait_for(
+            "the next boot's agent or crash",
+            lambda: domain.crash_count() > 1 or domain.agent_answers(),
+            deadlines.boot_to_agent,
+        )
+        crashed_again = domain.crash_count() > 1
+        domain.destroy()
+        return Crash(folder, nonce, screen_text, console, events, restarts, crashed_again)

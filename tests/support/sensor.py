@@ -52,9 +52,7 @@ def load_content(domain: Domain, name: str) -> None:
 def loaded_drivers(domain: Domain) -> dict[str, dict[str, str]]:
     """What driverquery says of the loaded images, by module name; keys are its column titles."""
     listed = domain.execute(r"C:\Windows\System32\driverquery.exe", "/v", "/fo", "csv")
-    return {
-        row["Module Name"]: row for row in csv.DictReader(listed.output.strip().splitlines())
-    }
+    return {row["Module Name"]: row for row in csv.DictReader(listed.output.strip().splitlines())}
 
 
 @dataclass(frozen=True)

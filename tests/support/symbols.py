@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pefile
 from symbolic.debuginfo import Archive
@@ -15,7 +16,7 @@ S_PUB32 = 0x110E
 
 @dataclass(frozen=True)
 class Place:
-    """A function at an address, with its source line; inlined functions come before their caller."""
+    """A function at an address, and the source line."""
 
     function: str
     file: str
@@ -23,8 +24,8 @@ class Place:
 
 
 def places(pdb: Path, offset: int) -> list[Place]:
-    """The functions at an offset from the image's base, innermost first; empty if there are none."""
-    cache = Archive.open(str(pdb)).get_object(arch="x86_64").make_symcache()
+    """The functions at an offset from the image's base, inlined ones before their callers."""
+    cache: Any = Archive.open(str(pdb)).get_object(arch="x86_64").make_symcache()
     return [
         Place(found.symbol.partition("(")[0], Path(found.full_path).name, found.line)
         for found in cache.lookup(offset)

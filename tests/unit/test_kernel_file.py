@@ -11,21 +11,16 @@ import fnmatch
 import random
 import re
 import struct
-import subprocess
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.unit.native import ObjectAttributes, String, build
 from tests.unit.test_kernel_fat32 import Volume, fsck, make_volume
-
-ROOT = Path(__file__).parents[2]
-KERNEL = ROOT / "images/test_kernel/src"
-HARNESS = Path(__file__).parent / "native/file_harness.c"
 
 SUPERSEDE, OPEN, CREATE, OPEN_IF, OVERWRITE, OVERWRITE_IF = range(6)  # FILE_SUPERSEDE ...
 SUPERSEDED, OPENED, CREATED, OVERWRITTEN, EXISTS, ABSENT = range(6)  # IO_STATUS_BLOCK.Information
@@ -33,9 +28,9 @@ DIRECTORY_FILE, SYNCHRONOUS, NON_DIRECTORY_FILE, DELETE_ON_CLOSE = 0x1, 0x20, 0x
 GENERIC_READ, GENERIC_WRITE, FILE_APPEND_DATA = 0x80000000, 0x40000000, 4
 END_OF_FILE_OFFSET, CURRENT_OFFSET = -1, -2
 # FILE_INFORMATION_CLASS
-DIRECTORY, FULL, BOTH, BASIC, STANDARD, NAMES = 1, 2, 3, 4, 5, 12
-DISPOSITION, POSITION, END_OF_FILE, NETWORK_OPEN = 13, 14, 20, 34
-NAME_OFFSETS = {DIRECTORY: 64, FULL: 68, BOTH: 94, NAMES: 12}
+DIRECTORY, FULL, STANDARD, DISPOSITION, END_OF_FILE = 1, 2, 5, 13, 20
+NAME_OFFSET = 64
+"""Of FILE_DIRECTORY_INFORMATION."""
 
 STATUS_BUFFER_OVERFLOW = 0x80000005
 STATUS_NO_MORE_FILES = 0x80000006
@@ -49,6 +44,7 @@ STATUS_END_OF_FILE = 0xC0000011
 STATUS_OBJECT_NAME_NOT_FOUND = 0xC0000034
 STATUS_OBJECT_NAME_COLLISION = 0xC0000035
 STATUS_OBJECT_PATH_NOT_FOUND = 0xC000003A
+STATUS_DISK_FULL = 0xC000007F
 STATUS_FILE_IS_A_DIRECTORY = 0xC00000BA
 STATUS_DIRECTORY_NOT_EMPTY = 0xC0000101
 STATUS_NOT_A_DIRECTORY = 0xC0000103
@@ -56,34 +52,6 @@ STATUS_CANNOT_DELETE = 0xC0000121
 
 NOW = datetime(2024, 7, 19, 4, 9, 30, tzinfo=UTC)
 NOW_FILETIME = int((NOW - datetime(1601, 1, 1, tzinfo=UTC)).total_seconds()) * 10_000_000
-
-
-class UnicodeString(ctypes.Structure):
-    """UNICODE_STRING."""
-
-    _fields_ = [
-        ("length", ctypes.c_uint16),
-        ("maximum_length", ctypes.c_uint16),
-        ("buffer", ctypes.c_char_p),
-    ]
-
-    @classmethod
-    def of(cls, text: str) -> UnicodeString:
-        data = text.encode("utf-16-le")
-        return cls(len(data), len(data), data)
-
-
-class ObjectAttributes(ctypes.Structure):
-    """OBJECT_ATTRIBUTES."""
-
-    _fields_ = [
-        ("length", ctypes.c_uint32),
-        ("root_directory", ctypes.c_void_p),
-        ("object_name", ctypes.POINTER(UnicodeString)),
-        ("attributes", ctypes.c_uint32),
-        ("security_descriptor", ctypes.c_void_p),
-        ("security_quality_of_service", ctypes.c_void_p),
-    ]
 
 
 class IoStatusBlock(ctypes.Structure):
@@ -123,11 +91,10 @@ class Files:
         disposition: int = OPEN,
         options: int = SYNCHRONOUS,
         access: int = GENERIC_READ | GENERIC_WRITE,
-        root: int | None = None,
     ) -> tuple[int, int]:
         """A handle, and what was done to get it."""
-        handle, name = ctypes.c_void_p(), UnicodeString.of(path)
-        attributes = ObjectAttributes(48, root, ctypes.pointer(name), 0x240)
+        handle, name = ctypes.c_void_p(), String.wide(path)
+        attributes = ObjectAttributes(48, None, ctypes.pointer(name), 0x240)
         _, information = self._call(
             "ZwCreateFile", ctypes.byref(handle), ctypes.c_uint32(access),
             ctypes.byref(attributes), ..., None, 0x80, 7, disposition, options, None, 0,
@@ -135,8 +102,8 @@ class Files:
         assert handle.value is not None
         return handle.value, information
 
-    def open(self, path: str, options: int = SYNCHRONOUS, root: int | None = None) -> int:
-        return self.create(path, OPEN, options, root=root)[0]
+    def open(self, path: str, options: int = SYNCHRONOUS) -> int:
+        return self.create(path, OPEN, options)[0]
 
     def close(self, *handles: int) -> None:
         for handle in handles:
@@ -169,46 +136,34 @@ class Files:
     def set(self, handle: int, kind: int, data: bytes) -> None:
         self._call("ZwSetInformationFile", ctypes.c_void_p(handle), ..., data, len(data), kind)
 
-    def list_once(
+    def next_entry(
         self,
         handle: int,
         pattern: str | None = None,
         *,
         kind: int = DIRECTORY,
         size: int = 4096,
-        single: bool = False,
         restart: bool = False,
-    ) -> tuple[int, list[tuple[str, bytes]]]:
-        """Status, and the name and the fixed part of each entry."""
+    ) -> tuple[int, str, bytes]:
+        """Status, and the name and the fixed part of one entry."""
         buffer = ctypes.create_string_buffer(b"\xcc" * (size + 8), size + 8)
-        name = None if pattern is None else ctypes.byref(UnicodeString.of(pattern))
+        name = None if pattern is None else ctypes.byref(String.wide(pattern))
         status, count = self._call(
             "ZwQueryDirectoryFile", ctypes.c_void_p(handle), None, None, None, ..., buffer, size,
-            kind, single, name, restart,
+            kind, True, name, restart,
         )  # fmt: skip
-        assert buffer.raw[size:] == b"\xcc" * 8
-        assert 0 < count <= size
-        entries, at, start = [], 0, NAME_OFFSETS[kind]
-        while True:
-            entry = buffer.raw[at:count]
-            step, length = struct.unpack_from("<I", entry)[0], self._name_length(entry, kind)
-            entries.append((entry[start : start + length].decode("utf-16-le"), entry[:start]))
-            if not step:
-                assert count == at + min(start + length, size)
-                return status, entries
-            assert step % 8 == 0
-            at += step
+        assert buffer.raw[count:] == b"\xcc" * (size + 8 - count)
+        entry = buffer.raw[:count]
+        length = struct.unpack_from("<I", entry, 60)[0]
+        assert count == min(NAME_OFFSET + length, size)
+        return status, entry[NAME_OFFSET:].decode("utf-16-le"), entry[:NAME_OFFSET]
 
-    @staticmethod
-    def _name_length(entry: bytes, kind: int) -> int:
-        return int(struct.unpack_from("<I", entry, 8 if kind == NAMES else 60)[0])
-
-    def names(self, handle: int, pattern: str | None = None, **options: Any) -> list[str]:
-        """All of a directory, in as many calls as it takes."""
+    def names(self, handle: int, pattern: str | None = None, *, restart: bool = False) -> list[str]:
+        """All of a directory, entry by entry."""
         found: list[str] = []
         try:
             while True:
-                found += [name for name, _ in self.list_once(handle, pattern, **options)[1]]
+                found.append(self.next_entry(handle, pattern, restart=restart and not found)[1])
         except NtError as error:
             if error.status != (STATUS_NO_MORE_FILES if found else STATUS_NO_SUCH_FILE):
                 raise
@@ -217,15 +172,8 @@ class Files:
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    target = tmp_path_factory.mktemp("file") / "file.so"
-    command = ["clang-14", "-std=gnu17", "-O1", "-g", "-Wall", "-Wextra", "-Werror"]
-    command += ["-Wno-multichar", "-Wno-ignored-attributes", "-fdeclspec", "-fshort-wchar"]
-    command += ["-ffreestanding", "-fPIC", "-shared", "-nostdlib", "-fuse-ld=lld", "-Wl,-Bsymbolic"]
-    command += ["-fsanitize=undefined", "-fsanitize-trap=undefined", f"-I{KERNEL / 'include'}"]
-    sources = [KERNEL / name for name in ("io/fat32.c", "io/file.c", "ob/object.c", "rtl/text.c")]
-    command += [str(HARNESS), *map(str, sources), "-o", str(target)]
-    subprocess.run(command, check=True)
-    return ctypes.CDLL(str(target))
+    sources = ("fat32_harness.c", "io/fat32.c", "io/file.c", "ob/object.c")
+    return build(tmp_path_factory.mktemp("file"), *sources)
 
 
 @pytest.fixture
@@ -306,12 +254,10 @@ def test_paths_and_kinds_that_do_not_fit(files: Files, volume: Volume) -> None:
     handle, information = files.create(r"\SystemRoot\new", CREATE, DIRECTORY_FILE)
     assert information == CREATED
     assert status_of(files.read, handle, 1, 0) == STATUS_INVALID_DEVICE_REQUEST
-    below, _ = files.create("below", CREATE, root=handle)
-    files.write(below, b"relative")
-    files.close(below, handle)
-    assert volume.load("Windows\\new\\below") == b"relative"
-    assert status_of(files.close, below) == STATUS_INVALID_HANDLE
-    assert status_of(files.read, below, 1, 0) == STATUS_INVALID_HANDLE
+    files.close(handle)
+    assert volume.names("Windows") == ["Sensor", "file", "new"]
+    assert status_of(files.close, handle) == STATUS_INVALID_HANDLE
+    assert status_of(files.read, handle, 1, 0) == STATUS_INVALID_HANDLE
 
 
 def test_offsets_and_the_current_position(files: Files) -> None:
@@ -321,13 +267,12 @@ def test_offsets_and_the_current_position(files: Files) -> None:
     assert files.read(handle, 4, 2) == b"2345"
     assert files.read(handle, 4) == b"6789"
     assert files.read(handle, 0, 100) == b""
-    files.set(handle, POSITION, struct.pack("<q", 8))
-    assert files.query(handle, POSITION, 8) == struct.pack("<q", 8)
+    files.write(handle, b"8", 7)
     assert files.read(handle, 100, CURRENT_OFFSET) == b"89"
     files.write(handle, b"end", END_OF_FILE_OFFSET)
     files.write(handle, b"AB", 1)
     files.write(handle, b"far", 5000)
-    assert files.read(handle, 6000, 0) == b"0AB3456789end".ljust(5000, b"\0") + b"far"
+    assert files.read(handle, 6000, 0) == b"0AB3456889end".ljust(5000, b"\0") + b"far"
     assert status_of(files.read, handle, 1, -3) == STATUS_INVALID_PARAMETER
     unsynchronized = files.open(PATH, 0)
     assert status_of(files.read, unsynchronized, 1) == STATUS_INVALID_PARAMETER
@@ -341,19 +286,15 @@ def test_offsets_and_the_current_position(files: Files) -> None:
 def test_information(files: Files) -> None:
     handle, _ = files.create(PATH, CREATE)
     files.write(handle, bytes(5000))
-    times = struct.pack("<2Q", NOW_FILETIME, NOW_FILETIME) * 2
-    archive = 0x20
-    assert files.query(handle, BASIC, 40) == times + struct.pack("<II", archive, 0)
     assert files.query(handle, STANDARD, 24)[:22] == struct.pack("<QQI??", 8192, 5000, 1, 0, 0)
-    network = files.query(handle, NETWORK_OPEN, 56)
-    assert network[:52] == times + struct.pack("<QQI", 8192, 5000, archive)
     assert status_of(files.query, handle, STANDARD, 23) == STATUS_INFO_LENGTH_MISMATCH
     assert status_of(files.query, handle, 99, 100) == STATUS_INVALID_INFO_CLASS
     assert status_of(files.set, handle, 99, bytes(100)) == STATUS_INVALID_INFO_CLASS
-    assert status_of(files.set, handle, POSITION, bytes(7)) == STATUS_INFO_LENGTH_MISMATCH
-    assert status_of(files.set, handle, POSITION, b"\xff" * 8) == STATUS_INVALID_PARAMETER
+    assert status_of(files.set, handle, END_OF_FILE, bytes(7)) == STATUS_INFO_LENGTH_MISMATCH
+    assert status_of(files.set, handle, END_OF_FILE, b"\xff" * 8) == STATUS_DISK_FULL
     folder = files.open(r"\SystemRoot\Sensor", DIRECTORY_FILE)
     assert files.query(folder, STANDARD, 24)[:22] == struct.pack("<QQI??", 0, 0, 1, 0, 1)
+    assert status_of(files.set, folder, END_OF_FILE, bytes(8)) == STATUS_INVALID_PARAMETER
     other = files.open(PATH)
     files.set(other, END_OF_FILE, struct.pack("<Q", 10))
     assert files.query(handle, STANDARD, 24)[8:16] == struct.pack("<Q", 10)
@@ -393,42 +334,35 @@ def test_directories_are_listed(files: Files, volume: Volume) -> None:
     for size, name in enumerate(names):
         volume.store(f"Windows\\Sensor\\{name}", bytes(size))
     folder = files.open(r"\SystemRoot\Sensor", DIRECTORY_FILE)
-    for kind, start in NAME_OFFSETS.items():
-        status, entries = files.list_once(folder, kind=kind, restart=True)
-        assert status == 0
-        assert [name for name, _ in entries] == names
-        for size, (_, fixed) in enumerate(entries if kind != NAMES else []):
+    for restart in (False, True):
+        for size, name in enumerate(names):
+            status, found, fixed = files.next_entry(folder, restart=restart and size == 0)
+            assert (status, found) == (0, name)
             times = struct.pack("<4Q", *[NOW_FILETIME] * 4)
             allocation = 4096 if size else 0
-            assert fixed[8:60] == times + struct.pack("<QQI", size, allocation, 0x20)
-            assert fixed[64:] == bytes(start - 64)
-    assert status_of(files.list_once, folder) == STATUS_NO_MORE_FILES
+            assert fixed[:60] == bytes(8) + times + struct.pack("<QQI", size, allocation, 0x20)
+        assert status_of(files.next_entry, folder) == STATUS_NO_MORE_FILES
     files.close(folder)
 
 
-def test_a_listing_goes_on_where_it_stopped(files: Files, volume: Volume) -> None:
-    names = [f"{'n' * (number * 7 % 50)}{number}.sys" for number in range(40)]
-    for name in names:
+def test_the_first_pattern_stays(files: Files, volume: Volume) -> None:
+    for name in ("one.sys", "two.txt", "three.sys"):
         volume.store(f"Windows\\Sensor\\{name}", b"")
-    assert sorted(volume.names("Windows\\Sensor")) == sorted(names)
-    names = volume.names("Windows\\Sensor")  # in the order of the directory
-    for kind in NAME_OFFSETS:
-        for options in ({"single": True}, {"size": 210}, {"size": 333}, {"size": 4096}):
-            folder = files.open(r"\SystemRoot\Sensor", DIRECTORY_FILE)
-            assert files.names(folder, kind=kind, **options) == names
-            assert status_of(files.list_once, folder) == STATUS_NO_MORE_FILES
-            files.close(folder)
+    folder = files.open(r"\SystemRoot\Sensor", DIRECTORY_FILE)
+    assert files.names(folder, "*.SYS") == ["one.sys", "three.sys"]
+    assert files.names(folder, "*.txt", restart=True) == ["one.sys", "three.sys"]
+    files.close(folder)
 
 
 def test_buffers_too_small_for_one_entry(files: Files, volume: Volume) -> None:
     volume.store("Windows\\Sensor\\name.sys", b"")
     folder = files.open(r"\SystemRoot\Sensor", DIRECTORY_FILE)
-    assert status_of(files.list_once, folder, size=63) == STATUS_INFO_LENGTH_MISMATCH
-    assert status_of(files.list_once, folder, kind=STANDARD) == STATUS_INVALID_INFO_CLASS
-    status, entries = files.list_once(folder, size=64 + 6)
-    assert (status, [name for name, _ in entries]) == (STATUS_BUFFER_OVERFLOW, ["nam"])
+    assert status_of(files.next_entry, folder, size=63) == STATUS_INFO_LENGTH_MISMATCH
+    assert status_of(files.next_entry, folder, kind=FULL) == STATUS_INVALID_INFO_CLASS
+    status, name, _ = files.next_entry(folder, size=64 + 6)
+    assert (status, name) == (STATUS_BUFFER_OVERFLOW, "nam")
     file = files.open(r"\SystemRoot\Sensor\name.sys")
-    assert status_of(files.list_once, file) == STATUS_INVALID_PARAMETER
+    assert status_of(files.next_entry, file) == STATUS_INVALID_PARAMETER
     files.close(file, folder)
 
 

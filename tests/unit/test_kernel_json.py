@@ -1,83 +1,88 @@
 """The test kernel's JSON and base64, as its guest agent uses them, against Python's answers."""
 
+from __future__ import annotations
+
 import base64
+import ctypes
 import json
-import struct
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.native.emulator import Emulator, kernel_emulator
+from tests.unit.native import build
 
-DEPTH = 32
-MORE, COMPLETE, BROKEN = 0, 1, 2
-OUTPUT = struct.Struct("<QII")
-
+MORE, COMPLETE, BROKEN, DEPTH = 0, 1, 2, 32
 text = st.text(st.characters(min_codepoint=1, exclude_categories=["Cs"]), max_size=12)
-integer = st.integers(-(1 << 63), (1 << 63) - 1)
-scalar = st.none() | st.booleans() | integer | text
+scalar = st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 63) - 1) | text
 value = st.recursive(
     scalar, lambda inner: st.lists(inner) | st.dictionaries(text, inner), max_leaves=12
 )
 layout = st.sampled_from([(", ", ": "), (",", ":"), (" ,\t", "\r\n:\n ")])
 
 
+class Json(ctypes.Structure):
+    """JSON of agent.h: a part of the text."""
+
+    _fields_ = [("text", ctypes.c_void_p), ("end", ctypes.c_void_p)]
+
+    @property
+    def source(self) -> bytes:
+        return ctypes.string_at(self.text, self.end - self.text)
+
+
+class Output(ctypes.Structure):
+    """OUTPUT of agent.h."""
+
+    _fields_ = [("text", ctypes.c_char_p), ("length", ctypes.c_uint32), ("size", ctypes.c_uint32)]
+
+
 @pytest.fixture(scope="module")
-def kernel() -> Emulator:
-    return kernel_emulator()
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    library = build(tmp_path_factory.mktemp("json"), "agent/json.c", "agent/output.c")
+    library.JsonCheck.restype = ctypes.c_char_p
+    for name in ("JsonNext", "JsonMember", "JsonString", "JsonInteger", "Base64Decode"):
+        getattr(library, name).restype = ctypes.c_bool
+    return library
 
 
 class Document:
     """A text as the kernel reads it."""
 
-    def __init__(self, kernel: Emulator, content: bytes) -> None:
-        kernel.reset()
-        self.kernel = kernel
-        self.root = kernel.allocate(0, bytes(16))
-        self.address = kernel.allocate(0, content + b"\0")
-        error = kernel.call("JsonCheck", self.address, self.root)
-        self.error = kernel.text(error).decode() if error else None
+    def __init__(self, kernel: ctypes.CDLL, content: bytes) -> None:
+        self.kernel, self.root = kernel, Json()
+        self.memory = ctypes.create_string_buffer(content)
+        self.error = kernel.JsonCheck(self.memory, ctypes.byref(self.root))
 
-    def source(self, span: int) -> bytes:
-        """The part of the text that a JSON structure stands for."""
-        start, end = struct.unpack("<2Q", self.kernel.read(span, 16))
-        return self.kernel.read(start, end - start)
+    def items(self, container: Json, name: Json | None) -> Iterator[tuple[Any, Any]]:
+        item, where = Json(), name and ctypes.byref(name)
+        while self.kernel.JsonNext(container, where, ctypes.byref(item)):
+            yield name and self.value(name), self.value(item)
 
-    def items(self, span: int, name: int) -> list[tuple[Any, Any]]:
-        item = self.kernel.allocate(0, bytes(16))
-        found = []
-        while self.kernel.call("JsonNext", span, name, item) & 0xFF:
-            found.append((self.value(name) if name else None, self.value(item)))
-        return found
-
-    def value(self, span: int) -> Any:
-        source = self.source(span)
+    def value(self, part: Json) -> Any:
+        source = part.source
         match source[:1]:
             case b"{":
-                return dict(self.items(span, self.kernel.allocate(0, bytes(16))))
+                return dict(self.items(part, Json()))
             case b"[":
-                return [each for _, each in self.items(span, 0)]
+                return [each for _, each in self.items(part, None)]
             case b'"':
-                target = self.kernel.allocate(0, b"\xaa" * (len(source) + 8))
-                assert self.kernel.call("JsonString", span, target) & 0xFF
-                assert self.kernel.read(target + len(source), 8) == b"\xaa" * 8, "wrote too much"
-                return self.kernel.text(target).decode()
+                target = ctypes.create_string_buffer(b"\xaa" * (len(source) + 8))
+                assert self.kernel.JsonString(part, target)
+                assert target.raw[len(source) :] == b"\xaa" * 8 + b"\0", "wrote too much"
+                return target.value.decode()
             case b"t" | b"f" | b"n":
-                return {b"true": True, b"false": False, b"null": None}[source]
-        number = self.kernel.allocate(0, bytes(8))
-        if not self.kernel.call("JsonInteger", span, number) & 0xFF:
-            return float(source)
-        return struct.unpack("<q", self.kernel.read(number, 8))[0]
+                return json.loads(source)
+        number = ctypes.c_int64()
+        fits = self.kernel.JsonInteger(part, ctypes.byref(number))
+        return number.value if fits else float(source)
 
 
 def python_accepts(content: str) -> bool:
-    def refuse(constant: str) -> None:
-        raise ValueError(constant)
-
     try:
-        json.loads(content, parse_constant=refuse)
+        json.loads(content, parse_constant=int)  # which refuses NaN and Infinity
     except ValueError:
         return False
     # strings end with a NUL in the kernel, so that it takes none inside
@@ -86,23 +91,22 @@ def python_accepts(content: str) -> bool:
 
 @given(value, layout, st.booleans())
 def test_what_python_writes_is_read_back(
-    kernel: Emulator, content: Any, separators: tuple[str, str], escaped: bool
+    kernel: ctypes.CDLL, content: Any, separators: tuple[str, str], escaped: bool
 ) -> None:
     written = json.dumps(content, ensure_ascii=escaped, separators=separators)
     document = Document(kernel, f" {written}\r\n".encode())
     assert document.error is None
-    assert document.source(document.root) == written.strip().encode()
+    assert document.root.source == written.strip().encode()
     assert document.value(document.root) == content
 
 
 @given(value, st.data())
 def test_damaged_texts_are_refused_as_by_python(
-    kernel: Emulator, content: Any, data: st.DataObject
+    kernel: ctypes.CDLL, content: Any, data: st.DataObject
 ) -> None:
     damaged = list(json.dumps(content))
-    for _ in range(data.draw(st.integers(1, 3))):
+    for length in data.draw(st.lists(st.integers(0, 2), min_size=1, max_size=3)):
         where = data.draw(st.integers(0, len(damaged)))
-        length = data.draw(st.integers(0, 2))
         damaged[where : where + length] = data.draw(st.text('{}[],:"\\tun0d8e.-+1 \n', max_size=2))
     written = "".join(damaged)
     assert (Document(kernel, written.encode()).error is None) == python_accepts(written), written
@@ -121,56 +125,43 @@ def test_damaged_texts_are_refused_as_by_python(
         (b"9223372036854775808", 9223372036854775808.0),  # no integer: it does not fit
         (b"1e3", 1000.0),
     ],
-)  # fmt: skip
-def test_particular_values(kernel: Emulator, content: bytes, expected: object) -> None:
+)
+def test_particular_values(kernel: ctypes.CDLL, content: bytes, expected: object) -> None:
     document = Document(kernel, content)
     assert document.error is None
-    found = document.value(document.root)
-    assert (found, type(found)) == (expected, type(expected))
+    assert repr(document.value(document.root)) == repr(expected)
 
 
-@pytest.mark.parametrize("brackets", ["[]", "{}"])
-def test_nesting_has_a_limit(kernel: Emulator, brackets: str) -> None:
-    opening = "[" if brackets == "[]" else '{"a":'
-    inner = "1"
-    good = Document(kernel, (opening * DEPTH + inner + brackets[1] * DEPTH).encode())
-    assert good.error is None
-    too_deep = Document(kernel, (opening * 10_000).encode())
-    assert too_deep.error == "too deeply nested"
-    one_more = (opening * (DEPTH + 1) + inner + brackets[1] * (DEPTH + 1)).encode()
-    assert Document(kernel, one_more).error == "too deeply nested"
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
+def test_nesting_has_a_limit(kernel: ctypes.CDLL, opening: str, closing: str) -> None:
+    texts = [opening * depth + "1" + closing * depth for depth in (DEPTH, DEPTH + 1)]
+    assert Document(kernel, texts[0].encode()).error is None
+    for refused in (texts[1], opening * 10_000):
+        assert Document(kernel, refused.encode()).error == b"too deeply nested"
 
 
-@given(st.dictionaries(text, scalar, min_size=1), st.data())
-def test_members_are_found_by_name(
-    kernel: Emulator, content: dict[str, Any], data: st.DataObject
-) -> None:
-    plain = {name: each for name, each in content.items() if json.dumps(name)[1:-1] == name}
-    document = Document(kernel, json.dumps(content).encode())
-    found = kernel.allocate(0, bytes(16))
-    assert not kernel.call("JsonMember", document.root, b"no such member", found) & 0xFF
-    if plain:
-        name = data.draw(st.sampled_from(sorted(plain)))
-        assert kernel.call("JsonMember", document.root, name.encode(), found) & 0xFF
-        assert document.value(found) == plain[name]
+@given(st.dictionaries(text, scalar, min_size=1))
+def test_members_are_found_by_name(kernel: ctypes.CDLL, content: dict[str, Any]) -> None:
+    document, found = Document(kernel, json.dumps(content).encode()), Json()
+    assert not kernel.JsonMember(document.root, b"no such member", ctypes.byref(found))
+    for name, expected in content.items():
+        if json.dumps(name)[1:-1] == name:  # no escapes
+            assert kernel.JsonMember(document.root, name.encode(), ctypes.byref(found))
+            assert document.value(found) == expected
 
 
 @given(st.lists(st.dictionaries(text, value, max_size=3), max_size=4), st.sampled_from(["", "\n"]))
 def test_a_stream_is_cut_into_its_texts(
-    kernel: Emulator, contents: list[dict[str, Any]], between: str
+    kernel: ctypes.CDLL, contents: list[dict[str, Any]], between: str
 ) -> None:
-    kernel.reset()
-    frame = kernel.allocate(0, bytes(16))
-    received = b""
-    cut = []
+    frame, received, cut = (ctypes.c_uint64 * 2)(), b"", []
     for byte in between.join(json.dumps(each) for each in contents).encode():
         received += bytes([byte])
-        progress = kernel.call("JsonFrame", frame, byte)
-        assert progress in (MORE, COMPLETE)
+        progress = kernel.JsonFrame(frame, byte)
+        assert progress in {MORE, COMPLETE}
         if progress == COMPLETE:
             cut.append(json.loads(received))
-            received = b""
-            kernel.write(frame, bytes(16))
+            frame, received = (ctypes.c_uint64 * 2)(), b""
     assert cut == contents
     assert not received.strip()
 
@@ -180,40 +171,30 @@ def test_a_stream_is_cut_into_its_texts(
     [(b"word\n", COMPLETE), (b"12\n", COMPLETE), (b"}\n", COMPLETE), (b'{"a\n', BROKEN),
      (b'{"a\\\n', BROKEN), (b'{"a": "}]', MORE), (b'{"\\"', MORE), (b" \r\n\n", MORE)],
 )  # fmt: skip
-def test_where_a_broken_text_ends(kernel: Emulator, stream: bytes, last: int) -> None:
-    kernel.reset()
-    frame = kernel.allocate(0, bytes(16))
-    progress = [kernel.call("JsonFrame", frame, byte) for byte in stream]
+def test_where_a_broken_text_ends(kernel: ctypes.CDLL, stream: bytes, last: int) -> None:
+    frame = (ctypes.c_uint64 * 2)()
+    progress = [kernel.JsonFrame(frame, byte) for byte in stream]
     assert progress == [MORE] * (len(stream) - 1) + [last]
 
 
 @given(text)
-def test_strings_are_written_as_json(kernel: Emulator, content: str) -> None:
-    kernel.reset()
-    output = kernel.allocate(0, bytes(OUTPUT.size))
-    kernel.call("JsonPutString", output, content.encode())
-    address, length, _ = OUTPUT.unpack(kernel.read(output, OUTPUT.size))
-    assert json.loads(kernel.read(address, length)) == content
+def test_strings_are_written_as_json(kernel: ctypes.CDLL, content: str) -> None:
+    output = Output()
+    kernel.JsonPutString(ctypes.byref(output), content.encode())
+    assert json.loads(output.text) == content
 
 
 @given(st.binary(max_size=600))
-def test_base64_both_ways(kernel: Emulator, content: bytes) -> None:
-    kernel.reset()
-    output, decoded = kernel.allocate(0, bytes(OUTPUT.size)), kernel.allocate(0, bytes(8))
-    kernel.call("JsonPutBase64", output, kernel.allocate(0, content), len(content))
-    address, length, _ = OUTPUT.unpack(kernel.read(output, OUTPUT.size))
-    encoded = base64.b64encode(content)
-    assert kernel.read(address, length) == b'"' + encoded + b'"'
-    place = kernel.allocate(0, encoded + b"\0")
-    assert kernel.call("Base64Decode", place, decoded) & 0xFF
-    assert struct.unpack("<I", kernel.read(decoded, 4))[0] == len(content)
-    assert kernel.read(place, len(content)) == content
+def test_base64_both_ways(kernel: ctypes.CDLL, content: bytes) -> None:
+    output, decoded, encoded = Output(), ctypes.c_uint32(), base64.b64encode(content)
+    kernel.JsonPutBase64(ctypes.byref(output), content, len(content))
+    assert output.text == b'"' + encoded + b'"'
+    place = ctypes.create_string_buffer(encoded)
+    assert kernel.Base64Decode(place, ctypes.byref(decoded))
+    assert place.raw[: decoded.value] == content
 
 
-@pytest.mark.parametrize(
-    "damaged", [b"QQ=", b"QQ", b"Q===", b"QQ==QQ==", b"Q!==", b"=QQQ", b"QQ=Q"]
-)
-def test_what_is_not_base64_is_refused(kernel: Emulator, damaged: bytes) -> None:
-    kernel.reset()
-    place = kernel.allocate(0, damaged + b"\0")
-    assert not kernel.call("Base64Decode", place, kernel.allocate(0, bytes(8))) & 0xFF
+@pytest.mark.parametrize("damaged", ["QQ=", "QQ", "Q===", "QQ==QQ==", "Q!==", "=QQQ", "QQ=Q"])
+def test_what_is_not_base64_is_refused(kernel: ctypes.CDLL, damaged: str) -> None:
+    place, decoded = ctypes.create_string_buffer(damaged.encode()), ctypes.c_uint32()
+    assert not kernel.Base64Decode(place, ctypes.byref(decoded))

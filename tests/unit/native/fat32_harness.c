@@ -1,30 +1,24 @@
 /* Lets the kernel's io/fat32.c run in a test process: a disk in memory whose power can be cut after
- * any number of sectors. Loaded with ctypes by test_kernel_fat32.py. */
+ * any number of sectors. */
 #include "ki.h"
 
-#define EXPORT        __attribute__((visibility("default")))
 #define PARTITION_LBA 2048 /* the memory is the partition alone: fsck.fat and mtools want it so */
 #define SECTOR        512
-
-void *malloc(unsigned long Bytes);
-void free(void *Block);
 
 static PUCHAR Partition;
 static ULONG64 Sectors, Written, CutAfter;
 static LONG64 Now;
-static LONG Locked;
-EXPORT LONG HarnessLockErrors, HarnessPoolBlocks;
 
-EXPORT void HarnessAttach(PUCHAR Memory, ULONG64 Count) {
+void HarnessAttach(PUCHAR Memory, ULONG64 Count) {
     Partition = Memory;
     Sectors = Count;
     Written = 0;
     CutAfter = ~0ULL;
 }
 /* The power goes after `Count` more sectors: no write succeeds from there on. */
-EXPORT void HarnessCutPower(ULONG64 Count) { CutAfter = Written + Count; }
-EXPORT ULONG64 HarnessWritten(void) { return Written; }
-EXPORT void HarnessSetTime(LONG64 Time) { Now = Time; }
+void HarnessCutPower(ULONG64 Count) { CutAfter = Written + Count; }
+ULONG64 HarnessWritten(void) { return Written; }
+void HarnessSetTime(LONG64 Time) { Now = Time; }
 
 static BOOLEAN Inside(ULONG64 Lba, ULONG Count) {
     return Lba >= PARTITION_LBA && Lba - PARTITION_LBA + Count <= Sectors;
@@ -33,8 +27,7 @@ NTSTATUS HalDiskRead(ULONG64 Lba, ULONG Count, PVOID Buffer) {
     if (Lba == 0 && Count == 1) { /* a second partition of type 0x0C, active */
         static const UCHAR Entry[16] = {
             0x80, 0, 0, 0, 0x0C, 0, 0, 0, PARTITION_LBA & 0xFF, PARTITION_LBA >> 8};
-        PUCHAR Data = Buffer;
-        for (int Index = 0; Index < SECTOR; Index++) Data[Index] = 0;
+        PUCHAR Data = memset(Buffer, 0, SECTOR);
         memcpy(Data + 0x1CE, Entry, sizeof(Entry));
         Data[0x1FE] = 0x55;
         Data[0x1FF] = 0xAA;
@@ -54,29 +47,4 @@ NTSTATUS HalDiskWrite(ULONG64 Lba, ULONG Count, const void *Buffer) {
     return STATUS_SUCCESS;
 }
 
-void KiInitializeMutex(PKI_MUTEX Mutex) { UNREFERENCED(Mutex); }
-void KiAcquireMutex(PKI_MUTEX Mutex) {
-    UNREFERENCED(Mutex);
-    HarnessLockErrors += Locked++ != 0; /* not recursive */
-}
-void KiReleaseMutex(PKI_MUTEX Mutex) {
-    UNREFERENCED(Mutex);
-    HarnessLockErrors += --Locked != 0;
-}
-PVOID ExAllocatePoolWithTag(POOL_TYPE Type, SIZE_T Bytes, ULONG Tag) {
-    UNREFERENCED(Type);
-    UNREFERENCED(Tag);
-    HarnessPoolBlocks++;
-    return malloc(Bytes);
-}
-void ExFreePoolWithTag(PVOID Block, ULONG Tag) {
-    UNREFERENCED(Tag);
-    HarnessPoolBlocks--;
-    free(Block);
-}
 LONG64 KiQuerySystemTime(void) { return Now; }
-void RtlUnicodeToText(PCUNICODE_STRING Source, PCHAR Target, SIZE_T Size) {
-    SIZE_T Length = MIN(Source->Length / sizeof(WCHAR), Size - 1);
-    for (SIZE_T Index = 0; Index < Length; Index++) Target[Index] = Source->Buffer[Index];
-    Target[Length] = 0;
-}

@@ -13,10 +13,10 @@ void OutputPrint(POUTPUT Output, PCSTR Format, ...);
 
 /* virtio-serial: one named port, polled. Only the agent's thread calls these. */
 enum { VIO_BUFFER = 4096 };
-BOOLEAN VioSerialStart(PCSTR PortName);              /* FALSE: no device, or no memory */
-ULONG VioSerialRead(PUCHAR Buffer);                  /* up to VIO_BUFFER; 0: none */
-void VioSerialWrite(const void *Data, ULONG Length); /* waits until the host took them */
-extern BOOLEAN VioSerialHungUp; /* set when the host closes its end: what came before is void */
+BOOLEAN VioSerialStart(PCSTR PortName); /* FALSE: no device, or no memory */
+ULONG VioSerialRead(PUCHAR Buffer);     /* up to VIO_BUFFER bytes; 0: none */
+void VioSerialWrite(const void *Data, ULONG Length);
+extern BOOLEAN VioSerialHungUp; /* the host closed its end: what came before is void */
 
 /* JSON (RFC 8259): a value is its part of the checked text; strings are decoded when asked for. */
 typedef struct _JSON {
@@ -44,17 +44,21 @@ ULONG Win32Error(NTSTATUS Status); /* as RtlNtStatusToDosError */
 PCSTR Win32Message(ULONG Error);   /* the system's English text */
 
 /* A built-in program as it runs: it prints, and returns the exit code that Windows' does. */
+enum { PROGRAM_ARGUMENTS = 64 };
 typedef struct _PROGRAM {
     int Count;
-    PCHAR Arguments[64]; /* [0]: its path */
+    PCHAR Arguments[PROGRAM_ARGUMENTS]; /* [0]: its path */
     OUTPUT Output, Errors;
 } PROGRAM, *PPROGRAM;
 typedef int PROGRAM_MAIN(PPROGRAM Program);
 PROGRAM_MAIN ScMain, RegMain, PnpUtilMain, DriverQueryMain;
 PROGRAM_MAIN *ProgramFind(PCSTR Path); /* full Windows path; NULL where no such program */
-#define PROGRAM_EXIT(Stream, Code, ...) (OutputPrint(Stream, __VA_ARGS__), (int)(Code))
+/* In a program, which has itself at hand as `Program`: prints; prints or complains, and ends. */
+#define PRINT(...)      OutputPrint(&Program->Output, __VA_ARGS__)
+#define EXIT(Code, ...) (PRINT(__VA_ARGS__), (int)(Code))
+#define FAIL(Code, ...) (OutputPrint(&Program->Errors, __VA_ARGS__), (int)(Code))
 /* What follows an option ("/v" or "-v", "start="), "" when nothing does; NULL: it is not given. */
 PCSTR ProgramOption(PPROGRAM Program, PCSTR Name);
 static inline BOOLEAN Same(PCSTR A, PCSTR B) { return RtlCompareTextInsensitive(A, B) == 0; }
-PCM_KEY ServiceKey(PCSTR Service); /* NULL: no such service */
-NTSTATUS ServiceStore(PCSTR Service, ULONG Start, ULONG ErrorControl, PCSTR ImagePath);
+PCM_KEY ServiceKey(PCSTR Service);                                  /* NULL: no such service */
+NTSTATUS ServiceStore(PCSTR Service, ULONG Start, PCSTR ImagePath); /* a kernel driver's */

@@ -22,20 +22,18 @@ JSON_PROGRESS JsonFrame(JSON_FRAME *Frame, UCHAR Byte) {
 }
 
 /* -- checking: each scan returns what follows the thing it is named after ---------------------- */
-static PCSTR JsonFail(PCSTR Error) {
-    JsonError = Error;
-    return NULL;
-}
-
+#define JSON_FAIL(Error) (JsonError = (Error), (PCSTR)NULL)
 /* A character's place in a set; NULL where it is not in it, as the final NUL never is. */
 static PCSTR JsonFind(PCSTR Set, CHAR Character) {
     return Character ? strchr(Set, Character) : NULL;
 }
 
-static PCSTR JsonSpace(PCSTR At) {
-    while (JsonFind(" \t\n\r", *At)) At++;
+/* What follows the characters of a set. */
+static PCSTR JsonPast(PCSTR Set, PCSTR At) {
+    while (JsonFind(Set, *At)) At++;
     return At;
 }
+static PCSTR JsonSpace(PCSTR At) { return JsonPast(" \t\n\r", At); }
 
 /* The value of four hex digits, -1 where they are not. */
 static int JsonHex(PCSTR At) {
@@ -51,17 +49,15 @@ static int JsonHex(PCSTR At) {
 
 static PCSTR JsonSkipString(PCSTR At) {
     while (*++At != '"') {
-        if ((UCHAR)*At < ' ') return JsonFail("unterminated string, or a control character in it");
+        if ((UCHAR)*At < ' ') return JSON_FAIL("unterminated string, or a control character in it");
         if (*At == '\\' && (*++At == 'u' ? JsonHex(At + 1) <= 0 : !JsonFind("\"\\/bfnrt", *At)))
-            return JsonFail("invalid escape in string"); /* so is NUL: texts here end with one */
+            return JSON_FAIL("invalid escape in string"); /* so is NUL: texts here end with one */
     }
     return At + 1;
 }
 
 static PCSTR JsonDigits(PCSTR At) {
-    if (!JsonFind(JsonDecimals, *At)) return JsonFail("invalid number");
-    while (JsonFind(JsonDecimals, *At)) At++;
-    return At;
+    return JsonFind(JsonDecimals, *At) ? JsonPast(JsonDecimals, At) : JSON_FAIL("invalid number");
 }
 
 static PCSTR JsonSkipNumber(PCSTR At) {
@@ -79,8 +75,8 @@ static PCSTR JsonSkip(PCSTR At) {
         if (strncmp(At, Words[i], strlen(Words[i])) == 0) return At + strlen(Words[i]);
     if (*At == '"') return JsonSkipString(At);
     if (*At == '-' || JsonFind(JsonDecimals, *At)) return JsonSkipNumber(At);
-    if (*At != '{' && *At != '[') return JsonFail("expecting value");
-    if (JsonDepth == JSON_DEPTH) return JsonFail("too deeply nested");
+    if (*At != '{' && *At != '[') return JSON_FAIL("expecting value");
+    if (JsonDepth == JSON_DEPTH) return JSON_FAIL("too deeply nested");
     JsonDepth++;
     while (JsonNext(Container, *At == '{' ? &Name : NULL, &Value)) continue;
     JsonDepth--;
@@ -92,13 +88,13 @@ static PCSTR JsonStep(JSON Container, JSON *Name, JSON *Value) {
     PCSTR At = JsonSpace(First ? Container.Text + 1 : Value->End);
     CHAR Opening = *Container.Text; /* "[" and "]", "{" and "}" are two apart */
     if (Opening != (Name != NULL ? '{' : '[') || *At == Opening + 2) return NULL;
-    if (!First && *At++ != ',') return JsonFail("expecting a comma or the closing bracket");
+    if (!First && *At++ != ',') return JSON_FAIL("expecting a comma or the closing bracket");
     Value->Text = JsonSpace(At);
     if (Name != NULL) {
         Name->Text = Value->Text;
-        if (*Name->Text != '"') return JsonFail("key is not a string in object");
+        if (*Name->Text != '"') return JSON_FAIL("key is not a string in object");
         if ((Name->End = JsonSkipString(Name->Text)) == NULL) return NULL;
-        if (*(At = JsonSpace(Name->End)) != ':') return JsonFail("missing : in object pair");
+        if (*(At = JsonSpace(Name->End)) != ':') return JSON_FAIL("missing : in object pair");
         Value->Text = JsonSpace(At + 1);
     }
     return Value->End = JsonSkip(Value->Text);
@@ -156,25 +152,19 @@ BOOLEAN JsonString(JSON Value, PCHAR Target) {
 }
 
 BOOLEAN JsonInteger(JSON Value, LONG64 *Integer) {
-    BOOLEAN Negative = *Value.Text == '-';
-    ULONG64 Limit = 0x7FFFFFFFFFFFFFFF + (ULONG64)Negative, Result = 0;
-    for (PCSTR At = Value.Text + Negative; At < Value.End; At++) {
-        ULONG64 Digit = (ULONG64)(*At - '0'); /* fractions and exponents are no integers */
-        if (Digit > 9 || Result > (Limit - Digit) / 10) return FALSE;
-        Result = Result * 10 + Digit;
-    }
-    *Integer = (LONG64)(Negative ? 0 - Result : Result);
+    CHAR Text[24]; /* what is cut off is too large anyway */
+    ULONG64 Size, Negative = *Value.Text == '-', Limit = 0x7FFFFFFFFFFFFFFF + Negative;
+    RtlFormat(Text, sizeof(Text), "%.*s", (int)(Value.End - Value.Text), Value.Text);
+    if (!RtlTextToInteger(Text + Negative, 10, &Size) || Size > Limit) return FALSE;
+    *Integer = (LONG64)(Negative ? 0 - Size : Size);
     return TRUE;
 }
 
 void JsonPutString(POUTPUT Output, PCSTR Text) {
     OutputAppend(Output, "\"", 1);
     for (; *Text; Text++) {
-        if (*Text == '"' || *Text == '\\') OutputAppend(Output, "\\", 1);
-        if ((UCHAR)*Text < ' ')
-            OutputPrint(Output, "\\u%04x", *Text);
-        else
-            OutputAppend(Output, Text, 1);
+        BOOLEAN Plain = (UCHAR)*Text >= ' ' && *Text != '"' && *Text != '\\';
+        OutputPrint(Output, Plain ? "%c" : "\\u%04x", (UCHAR)*Text);
     }
     OutputAppend(Output, "\"", 1);
 }
@@ -198,14 +188,14 @@ void JsonPutBase64(POUTPUT Output, const UCHAR *Data, ULONG Length) {
 
 BOOLEAN Base64Decode(PCHAR Text, ULONG *Decoded) {
     ULONG Bits = 0, Length = (ULONG)strlen(Text), Padding = 0;
-    *Decoded = 0;
+    while (Padding < MIN(Length, 2u) && Text[Length - 1 - Padding] == '=') Padding++;
     for (ULONG i = 0; i < Length; i++) {
-        PCSTR Digit = strchr(Base64Digits, Text[i]);
-        Padding += Text[i] == '=' && i + 2 >= Length;
-        if (Digit == NULL ? Padding == 0 || Text[i] != '=' : Padding > 0) return FALSE;
-        Bits = Bits << 6 | (Digit != NULL ? (ULONG)(Digit - Base64Digits) : 0);
-        for (ULONG j = 0; i % 4 == 3 && j < 3 - Padding; j++)
-            Text[(*Decoded)++] = (CHAR)(Bits >> (16 - 8 * j));
+        PCSTR Digit = i < Length - Padding ? strchr(Base64Digits, Text[i]) : Base64Digits;
+        if (Digit == NULL) return FALSE;
+        Bits = Bits << 6 | (ULONG)(Digit - Base64Digits);
+        for (ULONG j = 0; i % 4 == 3 && j < 3; j++)
+            Text[i / 4 * 3 + j] = (CHAR)(Bits >> (16 - 8 * j));
     }
+    *Decoded = Length / 4 * 3 - Padding;
     return Length % 4 == 0;
 }

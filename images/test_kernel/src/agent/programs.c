@@ -1,22 +1,35 @@
-/* The table of built-in programs, and the small ones. They behave, print and exit as those of
- * Windows 10 do, as far as documents show it; none was compared with a Windows machine. */
+/* The table of built-in programs, what they share, and the small ones. They behave, print and exit
+ * as those of Windows 10 do, as far as documents show it; none was compared with a Windows machine.
+ */
 #include "agent.h"
 
-BOOLEAN ProgramFlag(int Count, PCHAR *Arguments, PCSTR Name) {
-    for (int i = 1; i < Count; i++)
-        if ((*Arguments[i] == '/' || *Arguments[i] == '-') && Same(Arguments[i] + 1, Name))
-            return TRUE;
-    return FALSE;
-}
-
-PCSTR ProgramOption(int Count, PCHAR *Arguments, PCSTR Name) {
-    for (int i = 1; i + 1 < Count; i++)
-        if ((*Arguments[i] == '/' || *Arguments[i] == '-') && Same(Arguments[i] + 1, Name))
-            return Arguments[i + 1];
+PCSTR ProgramOption(PPROGRAM Program, PCSTR Name) {
+    for (int i = 1; i < Program->Count; i++) {
+        PCSTR Given = Program->Arguments[i];
+        BOOLEAN Dash = *Given == '-' && *Name == '/'; /* "-v" is "/v" */
+        if (Same(Given + Dash, Name + Dash))
+            return i + 1 < Program->Count ? Program->Arguments[i + 1] : "";
+    }
     return NULL;
 }
 
-/* -- shutdown ---------------------------------------------------------------------------------- */
+PCM_KEY ServiceKey(PCSTR Service) {
+    CHAR Path[200];
+    RtlFormat(Path, sizeof(Path), "%s\\%s", CM_SERVICES, Service);
+    return strchr(Service, '\\') == NULL ? CmFindKey(Path) : NULL;
+}
+
+NTSTATUS ServiceStore(PCSTR Service, ULONG Start, PCSTR ImagePath) {
+    static const ULONG KernelDriver = 1, NormalErrors = 1;
+    CHAR Key[200];
+    RtlFormat(Key, sizeof(Key), "%s\\%s", CM_SERVICES, Service);
+    TRY(CmSetValue(Key, "Type", REG_DWORD, &KernelDriver, 4));
+    TRY(CmSetValue(Key, "Start", REG_DWORD, &Start, 4));
+    TRY(CmSetValue(Key, "ErrorControl", REG_DWORD, &NormalErrors, 4));
+    return CmSetValue(Key, "ImagePath", REG_EXPAND_SZ, ImagePath, (ULONG)strlen(ImagePath) + 1);
+}
+
+/* -- shutdown /s | /r [/t seconds] ------------------------------------------------------------- */
 static ULONG64 ShutdownSeconds;
 static BOOLEAN ShutdownReboots, ShutdownScheduled;
 
@@ -26,83 +39,48 @@ static void ShutdownThread(PVOID Context) {
     PopRequestShutdown(ShutdownReboots);
 }
 
-static int ShutdownMain(int Count, PCHAR *Arguments, POUTPUT Output, POUTPUT Errors) {
-    PCSTR Delay = ProgramOption(Count, Arguments, "t");
+static int ShutdownMain(PPROGRAM Program) {
+    PCSTR Delay = ProgramOption(Program, "/t");
+    BOOLEAN Reboot = ProgramOption(Program, "/r") != NULL;
     ULONG64 Seconds = 30;
-    BOOLEAN Reboot = ProgramFlag(Count, Arguments, "r"), Off = ProgramFlag(Count, Arguments, "s");
-    BOOLEAN Good = !Delay || (RtlTextToInteger(Delay, 10, &Seconds) && Seconds <= 4000000);
-    if ((!Reboot && !Off) || !Good) {
-        OutputPrint(Output, "Usage: shutdown /s | /r [/f] [/t xxx]\n");
-        return 1;
-    }
-    if (ShutdownScheduled) {
-        OutputPrint(Errors, "A system shutdown has already been scheduled.(1190)\n");
-        return 1190;
-    }
+    if ((!Reboot && !ProgramOption(Program, "/s")) ||
+        (Delay && !RtlTextToInteger(Delay, 10, &Seconds)) || Seconds > 4000000)
+        return EXIT(1, "Usage: shutdown /s | /r [/f] [/t xxx]\n");
+    if (ShutdownScheduled)
+        return FAIL(1190, "A system shutdown has already been scheduled.(1190)\n");
     ShutdownSeconds = Seconds;
     ShutdownReboots = Reboot;
     ShutdownScheduled = NT_SUCCESS(KiStartThread(ShutdownThread, NULL, NULL));
     return ShutdownScheduled ? 0 : 8;
 }
 
-/* -- cmd /c dir | type | del | ren | copy: one command with full paths, not a shell ---------------
- */
-static void CmdDirectory(PFAT_FILE Directory, POUTPUT Output) {
-    FAT_FILE Entry;
-    KI_DATE Date;
-    for (ULONG Cursor = 0; NT_SUCCESS(FatReadDirectory(Directory, &Cursor, &Entry));) {
-        CHAR Size[16] = "<DIR>         ";
-        KiTimeToDate(Entry.WriteTime, &Date);
-        if (!(Entry.Attributes & 0x10)) RtlFormat(Size, sizeof(Size), "%14u", Entry.Size);
-        OutputPrint(Output, "%02u/%02u/%u  %02u:%02u    %s %s\n", Date.Month, Date.Day, Date.Year,
-            Date.Hour, Date.Minute, Size, Entry.Name);
-    }
-}
-
-static int CmdMain(int Count, PCHAR *Arguments, POUTPUT Output, POUTPUT Errors) {
-    CHAR From[260], To[260];
-    FAT_FILE File;
-    PVOID Data = NULL;
-    ULONG Size;
-    BOOLEAN Known = Count > 3 && Same(Arguments[1], "/c");
-    PCSTR Verb = Known ? Arguments[2] : "", Target = Count > 4 ? Arguments[4] : "";
-    NTSTATUS Status =
-        Known ? IopVolumePath(Arguments[3], From, sizeof(From)) : STATUS_NOT_SUPPORTED;
-    if (NT_SUCCESS(Status)) Status = FatOpen(From, &File);
-    if (!NT_SUCCESS(Status))
-        ;
-    else if (Same(Verb, "dir"))
-        CmdDirectory(&File, Output);
-    else if (Same(Verb, "del"))
+/* cmd /c dir | del, with a full path: there is no shell. */
+static int CmdMain(PPROGRAM Program) {
+    CHAR Path[260];
+    FAT_FILE File, Entry;
+    BOOLEAN Known = Program->Count == 4 && Same(Program->Arguments[1], "/c");
+    BOOLEAN List = Known && Same(Program->Arguments[2], "dir");
+    if (!List && !(Known && Same(Program->Arguments[2], "del")))
+        return FAIL(1, "Only cmd /c dir <path> and cmd /c del <path> are here.\n");
+    NTSTATUS Status = IopVolumePath(Program->Arguments[3], Path, sizeof(Path));
+    if (NT_SUCCESS(Status)) Status = FatOpen(Path, &File);
+    if (NT_SUCCESS(Status) && !List)
         Status = File.Attributes & 0x10 ? STATUS_ACCESS_DENIED : FatDelete(&File);
-    else if (Same(Verb, "ren"))
-        Status = FatRename(&File, Target);
-    else if (!NT_SUCCESS(Status = FatLoadFile(From, &Data, &Size)))
-        ;
-    else if (Same(Verb, "type"))
-        OutputAppend(Output, Data, Size);
-    else if (!Same(Verb, "copy"))
-        Status = STATUS_NOT_SUPPORTED;
-    else if (NT_SUCCESS(Status = IopVolumePath(Target, To, sizeof(To))))
-        Status = FatStoreFile(To, Data, Size);
-    if (Data != NULL) KiFree(Data);
-    if (!NT_SUCCESS(Status)) OutputPrint(Errors, "%s\n", Win32Message(Win32Error(Status)));
-    return NT_SUCCESS(Status) ? 0 : 1;
+    if (!NT_SUCCESS(Status)) return FAIL(1, "%s\n", Win32Message(Win32Error(Status)));
+    for (ULONG Cursor = 0; List && NT_SUCCESS(FatReadDirectory(&File, &Cursor, &Entry));)
+        PRINT("%-5s %10u %s\n", Entry.Attributes & 0x10 ? "<DIR>" : "", Entry.Size, Entry.Name);
+    return 0;
 }
 
-PROGRAM *PspFindProgram(PCSTR Path) {
+PROGRAM_MAIN *ProgramFind(PCSTR Path) {
     static const struct {
-        PCSTR Path;
-        PROGRAM *Main;
-    } Programs[] = {
-        {"C:\\Windows\\System32\\sc.exe", ScMain},
-        {"C:\\Windows\\System32\\reg.exe", RegMain},
-        {"C:\\Windows\\System32\\pnputil.exe", PnpUtilMain},
-        {"C:\\Windows\\System32\\driverquery.exe", DriverQueryMain},
-        {"C:\\Windows\\System32\\shutdown.exe", ShutdownMain},
-        {"C:\\Windows\\System32\\cmd.exe", CmdMain},
-    };
+        PCSTR Name;
+        PROGRAM_MAIN *Main;
+    } Programs[] = {{"sc.exe", ScMain}, {"reg.exe", RegMain}, {"pnputil.exe", PnpUtilMain},
+        {"driverquery.exe", DriverQueryMain}, {"shutdown.exe", ShutdownMain}, {"cmd.exe", CmdMain}};
+    static const CHAR Folder[] = "C:\\Windows\\System32\\";
+    if (RtlCompareTextInsensitiveN(Path, Folder, sizeof(Folder) - 1) != 0) return NULL;
     for (ULONG i = 0; i < ARRAY_SIZE(Programs); i++)
-        if (Same(Path, Programs[i].Path)) return Programs[i].Main;
+        if (Same(Path + sizeof(Folder) - 1, Programs[i].Name)) return Programs[i].Main;
     return NULL;
 }

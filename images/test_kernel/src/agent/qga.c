@@ -1,273 +1,165 @@
 /* The QEMU guest agent's side of its protocol (QEMU, "QEMU Guest Agent Protocol Reference"), with
- * the behaviour and error texts of the agent on Windows. Commands are answered one after another by
- * one thread; programs run in threads of their own. */
+ * the behaviour of the agent on Windows. Requests are answered one after another by one thread;
+ * programs run in threads of their own. */
 #include "agent.h"
 
-enum { LINE_MAXIMUM = 1 << 20, READ_MAXIMUM = 1 << 20, FIRST_HANDLE = 1000, HANDLES = 64 };
-enum { PROGRAM_ARGUMENTS = 64 };
+enum { REQUEST_MAXIMUM = 1 << 20, READ_MAXIMUM = 1 << 20, FIRST_HANDLE = 1000, HANDLES = 64 };
 #define CURRENT_VERSION "HKEY_LOCAL_MACHINE\\SOFTWARE\\Microsoft\\Windows NT\\CurrentVersion"
-#define CONTROL         "HKEY_LOCAL_MACHINE\\SYSTEM\\CurrentControlSet\\Control"
+#define COMPUTER_NAME   "HKEY_LOCAL_MACHINE\\SYSTEM\\CurrentControlSet\\Control\\ComputerName"
 #define UNIX_EPOCH      116444736000000000LL /* 1 January 1970 as a FILETIME */
 
-static OUTPUT QgaLine; /* the request being received */
-static JSON_FRAME QgaFrame;
-static BOOLEAN QgaSkipping; /* after a broken text: up to the next line or 0xFF */
-
-/* A command writes its return value, or fails with QgaFail. */
-typedef BOOLEAN QGA_COMMAND(JSON Arguments, POUTPUT Reply);
-
-static CHAR QgaErrorText[400];
+/* A table declares the commands' parameters; what was given is checked before a command runs. */
+enum { INTEGER, FILE_HANDLE, STRING, BASE64, FLAG, LIST, REQUIRED = 8, PARAMETERS = 4 };
+typedef struct _QGA_COMMAND {
+    PCSTR Name;
+    NTSTATUS (*Run)(void); /* puts the return value in QgaReply; nothing stands for {} */
+    struct {
+        PCSTR Name;
+        ULONG Kind;
+    } Parameters[PARAMETERS]; /* up to one without a name */
+} QGA_COMMAND;
+typedef struct _QGA_ARGUMENT {
+    JSON Json; /* Text NULL: not given */
+    LONG64 Integer;
+    PHANDLE File;
+    PCHAR Text;
+    ULONG Length; /* of decoded base64 */
+} QGA_ARGUMENT;
+static QGA_ARGUMENT QgaArguments[PARAMETERS]; /* in the order of the parameters */
+static HANDLE QgaFiles[HANDLES];
+static OUTPUT QgaReply;
+#define QGA_PUT(...)    OutputPrint(&QgaReply, __VA_ARGS__)
+#define QGA_RETURN(...) (QGA_PUT(__VA_ARGS__), STATUS_SUCCESS)
 static PCHAR QgaStrings, QgaNextString; /* strings of the request, decoded; freed after the reply */
+static CHAR QgaErrorText[400];          /* empty: the request is good so far */
+static PCSTR QgaErrorClass;
 
-static BOOLEAN QgaFail(PCSTR Format, ...) {
+static NTSTATUS QgaFail(PCSTR Format, ...) {
     va_list Arguments;
     va_start(Arguments, Format);
     RtlFormatV(QgaErrorText, sizeof(QgaErrorText), Format, Arguments);
     va_end(Arguments);
-    return FALSE;
+    return STATUS_UNSUCCESSFUL;
 }
 
-static BOOLEAN QgaCheck(NTSTATUS Status, PCSTR Failed) {
-    return NT_SUCCESS(Status) || QgaFail("%s: %s", Failed, Win32Message(Win32Error(Status)));
-}
-
-/* -- arguments -------------------------------------------------------------------------------- */
-/* An optional argument that is absent leaves the default in place. */
-static BOOLEAN QgaFind(JSON Arguments, PCSTR Name, BOOLEAN Required, JSON *Value) {
-    if (JsonMember(Arguments, Name, Value)) return TRUE;
-    Value->Text = NULL;
-    return !Required || QgaFail("Parameter '%s' is missing", Name);
-}
-
-static BOOLEAN QgaInteger(JSON Arguments, PCSTR Name, BOOLEAN Required, LONG64 *Integer) {
-    JSON Value;
-    if (!QgaFind(Arguments, Name, Required, &Value)) return FALSE;
-    return Value.Text == NULL || JsonInteger(Value, Integer) ||
-           QgaFail("Invalid parameter type for '%s', expected: integer", Name);
-}
-
-static BOOLEAN QgaDecode(JSON Value, PCSTR Name, PCHAR *Text) {
-    if (!JsonString(Value, QgaNextString))
-        return QgaFail("Invalid parameter type for '%s', expected: string", Name);
+/* A string of the request; FALSE: it is none. */
+static BOOLEAN QgaDecode(JSON Value, PCHAR *Text) {
     *Text = QgaNextString;
     QgaNextString += Value.End - Value.Text; /* the two quotes make room for the NUL */
-    return TRUE;
-}
-
-static BOOLEAN QgaString(JSON Arguments, PCSTR Name, BOOLEAN Required, PCHAR *Text) {
-    JSON Value;
-    return QgaFind(Arguments, Name, Required, &Value) &&
-           (Value.Text == NULL || QgaDecode(Value, Name, Text));
-}
-
-static BOOLEAN QgaBytes(JSON Arguments, PCSTR Name, BOOLEAN Required, PCHAR *Bytes, ULONG *Length) {
-    *Bytes = NULL;
-    if (!QgaString(Arguments, Name, Required, Bytes)) return FALSE;
-    return !*Bytes || Base64Decode(*Bytes, Length) ||
-           QgaFail("Base64 data of '%s' is not valid", Name);
+    return JsonString(Value, *Text);
 }
 
 /* -- about the machine ------------------------------------------------------------------------- */
-static BOOLEAN QgaSync(JSON Arguments, POUTPUT Reply) {
-    LONG64 Id = 0;
-    if (!QgaInteger(Arguments, "id", TRUE, &Id)) return FALSE;
-    OutputPrint(Reply, "%lld", Id);
-    return TRUE;
-}
-
-static BOOLEAN QgaPing(JSON Arguments, POUTPUT Reply) {
-    UNREFERENCED(Arguments);
-    OutputPrint(Reply, "{}");
-    return TRUE;
-}
-
-static void QgaPutRegistry(POUTPUT Reply, PCSTR Member, PCSTR Key, PCSTR Name) {
+static void QgaPutRegistry(PCSTR Before, PCSTR Key, PCSTR Name) {
     CHAR Text[128] = "";
     CmQueryString(Key, Name, Text, sizeof(Text));
-    OutputPrint(Reply, "\"%s\": ", Member);
-    JsonPutString(Reply, Text);
+    QGA_PUT(Before);
+    JsonPutString(&QgaReply, Text);
 }
 
-static BOOLEAN QgaOsInfo(JSON Arguments, POUTPUT Reply) {
-    static const PCSTR Values[][2] = {{"kernel-release", "CurrentBuildNumber"},
-        {"version", "CurrentBuildNumber"}, {"name", "ProductName"}, {"pretty-name", "ProductName"}};
+static NTSTATUS QgaOsInfo(void) {
     ULONG Major = CmQueryDword(CURRENT_VERSION, "CurrentMajorVersionNumber", 0);
     ULONG Minor = CmQueryDword(CURRENT_VERSION, "CurrentMinorVersionNumber", 0);
-    UNREFERENCED(Arguments);
-    OutputPrint(Reply, "{\"machine\": \"x86_64\", \"kernel-version\": \"%u.%u\", ", Major, Minor);
-    OutputPrint(Reply, "\"version-id\": \"%u\", ", Major);
-    QgaPutRegistry(Reply, "id", "HKEY_LOCAL_MACHINE\\SOFTWARE\\QEMU\\GuestAgent", "OsId");
-    for (ULONG i = 0; i < ARRAY_SIZE(Values); i++) {
-        OutputPrint(Reply, ", ");
-        QgaPutRegistry(Reply, Values[i][0], CURRENT_VERSION, Values[i][1]);
-    }
-    OutputPrint(Reply, "}");
-    return TRUE;
+    QGA_PUT("{\"machine\": \"x86_64\", \"version-id\": \"%u\"", Major);
+    QgaPutRegistry(", \"id\": ", "HKEY_LOCAL_MACHINE\\SOFTWARE\\QEMU\\GuestAgent", "OsId");
+    QgaPutRegistry(", \"kernel-release\": ", CURRENT_VERSION, "CurrentBuildNumber");
+    QgaPutRegistry(", \"version\": ", CURRENT_VERSION, "CurrentBuildNumber");
+    QgaPutRegistry(", \"name\": ", CURRENT_VERSION, "ProductName");
+    QgaPutRegistry(", \"pretty-name\": ", CURRENT_VERSION, "ProductName");
+    return QGA_RETURN(", \"kernel-version\": \"%u.%u\"}", Major, Minor);
 }
 
-static BOOLEAN QgaHostName(JSON Arguments, POUTPUT Reply) {
-    UNREFERENCED(Arguments);
-    OutputPrint(Reply, "{");
-    QgaPutRegistry(Reply, "host-name", CONTROL "\\ComputerName\\ComputerName", "ComputerName");
-    OutputPrint(Reply, "}");
-    return TRUE;
+static NTSTATUS QgaHostName(void) {
+    QgaPutRegistry("{\"host-name\": ", COMPUTER_NAME "\\ComputerName", "ComputerName");
+    return QGA_RETURN("}");
 }
 
-static BOOLEAN QgaGetTime(JSON Arguments, POUTPUT Reply) {
-    UNREFERENCED(Arguments);
-    OutputPrint(Reply, "%lld", (KiQuerySystemTime() - UNIX_EPOCH) * 100);
-    return TRUE;
+static NTSTATUS QgaGetTime(void) {
+    return QGA_RETURN("%lld", (KiQuerySystemTime() - UNIX_EPOCH) * 100);
 }
 
-static BOOLEAN QgaSetTime(JSON Arguments, POUTPUT Reply) {
-    const LONG64 Absent = 0x8000000000000000; /* then what the hardware clock says */
-    LONG64 Time = Absent;                     /* ns since 1970 */
-    if (!QgaInteger(Arguments, "time", FALSE, &Time)) return FALSE;
-    if (Time < 0 && Time != Absent) return QgaFail("Time %lld is not supported", Time);
-    KiSetSystemTime(Time < 0 ? HalReadRtc() : Time / 100 + UNIX_EPOCH);
-    return QgaPing(Arguments, Reply);
+/* Nanoseconds since 1970, or else what the hardware clock says. */
+static NTSTATUS QgaSetTime(void) {
+    LONG64 Time = QgaArguments[0].Integer;
+    if (Time < 0) return STATUS_INVALID_PARAMETER;
+    KiSetSystemTime(QgaArguments[0].Json.Text ? Time / 100 + UNIX_EPOCH : HalReadRtc());
+    return STATUS_SUCCESS;
 }
-
-static void QgaShutdownThread(PVOID Reboot) { PopRequestShutdown(Reboot != NULL); }
 
 /* Powering off and halting are one here, as on a Windows machine that can switch itself off. */
-static BOOLEAN QgaShutdown(JSON Arguments, POUTPUT Reply) {
-    PCHAR Mode = "powerdown";
-    if (!QgaString(Arguments, "mode", FALSE, &Mode)) return FALSE;
+static NTSTATUS QgaShutdown(void) {
+    PCSTR Mode = QgaArguments[0].Text ? QgaArguments[0].Text : "powerdown";
     BOOLEAN Reboot = strcmp(Mode, "reboot") == 0;
     if (!Reboot && strcmp(Mode, "powerdown") != 0 && strcmp(Mode, "halt") != 0)
         return QgaFail("Parameter 'mode' expects 'halt', 'powerdown', or 'reboot'");
-    NTSTATUS Status = KiStartThread(QgaShutdownThread, Reboot ? &QgaErrorText : NULL, NULL);
-    return QgaCheck(Status, "failed to shutdown") && QgaPing(Arguments, Reply);
+    PopRequestShutdown(Reboot);
+    return STATUS_SUCCESS;
 }
+
+static NTSTATUS QgaSync(void) { return QGA_RETURN("%lld", QgaArguments[0].Integer); }
 
 /* -- files ------------------------------------------------------------------------------------- */
-static HANDLE QgaFiles[HANDLES];
-
-static NTSTATUS QgaOpen(PCSTR Path, ULONG Access, ULONG Disposition, PHANDLE File) {
-    enum { CASE_INSENSITIVE = 0x240, NORMAL = 0x80, SHARE = 3, SYNCHRONOUS_NO_DIRECTORY = 0x60 };
-    UNICODE_STRING Name;
-    IO_STATUS_BLOCK Io;
-    CHAR NtPath[300];
-    RtlFormat(NtPath, sizeof(NtPath), "\\??\\%s", Path);
-    for (PCHAR At = NtPath; (At = strchr(At, '/')) != NULL;) *At = '\\';
-    NTSTATUS Status = RtlTextToUnicode(NtPath, &Name);
-    if (!NT_SUCCESS(Status)) return Status;
-    OBJECT_ATTRIBUTES Attributes = {sizeof(Attributes), NULL, &Name, CASE_INSENSITIVE, NULL, NULL};
-    Status = ZwCreateFile(File, Access, &Attributes, &Io, NULL, NORMAL, SHARE, Disposition,
-        SYNCHRONOUS_NO_DIRECTORY, NULL, 0);
-    RtlFreeUnicodeString(&Name);
-    return Status;
+static void QgaUseBackslashes(PCHAR Path) {
+    while ((Path = strchr(Path, '/')) != NULL) *Path = '\\';
 }
 
-static BOOLEAN QgaFileOpen(JSON Arguments, POUTPUT Reply) {
-    enum { READ = 0x120089, WRITE = 0x120116, APPEND = 0x120114 };
-    enum { OPEN = 1, OPEN_IF = 3, OVERWRITE_IF = 5 };
-    static const struct {
-        CHAR Mode[4];
-        ULONG Access, Disposition;
-    } Modes[] = {{"r", READ, OPEN}, {"r+", READ | WRITE, OPEN}, {"w", WRITE, OVERWRITE_IF},
-        {"w+", READ | WRITE, OVERWRITE_IF}, {"a", APPEND, OPEN_IF}, {"a+", READ | APPEND, OPEN_IF}};
-    PCHAR Path, Mode = "r", To;
-    CHAR Plain[4] = "", Failed[320];
-    ULONG i = 0, Slot = 0;
-    if (!QgaString(Arguments, "path", TRUE, &Path) || !QgaString(Arguments, "mode", FALSE, &Mode))
-        return FALSE;
-    To = Plain; /* "rb+", "r+b" and "r+" are the same: all files are binary */
-    for (PCSTR At = Mode; *At && To < Plain + 3; At++)
-        if (*At != 'b' || At == Mode) *To++ = *At;
-    while (i < ARRAY_SIZE(Modes) && strcmp(Plain, Modes[i].Mode) != 0) i++;
-    if (i == ARRAY_SIZE(Modes)) return QgaFail("invalid file open mode '%s'", Mode);
+static NTSTATUS QgaFileOpen(void) {
+    enum { READ = 0x120089, WRITE = 0x120116, APPEND = 0x120114, OPEN = 1, OPEN_IF = 3 };
+    enum { OVERWRITE_IF = 5, NO_CASE = 0x240, NORMAL = 0x80, SHARE = 3, SYNCHRONOUS_FILE = 0x60 };
+    /* "r", "w" or "a"; a "+" adds the other access, a "b" nothing: all files are binary */
+    PCSTR Mode = QgaArguments[1].Text ? QgaArguments[1].Text : "r";
+    ULONG Access = *Mode == 'r' ? READ : *Mode == 'w' ? WRITE : APPEND, Slot = 0;
+    ULONG Disposition = *Mode == 'r' ? OPEN : *Mode == 'w' ? OVERWRITE_IF : OPEN_IF;
+    CHAR NtPath[300];
+    UNICODE_STRING Name;
+    OBJECT_ATTRIBUTES Attributes = {sizeof(Attributes), NULL, &Name, NO_CASE, NULL, NULL};
+    IO_STATUS_BLOCK Io;
+    HANDLE File;
+    if (*Mode == 0 || !strchr("rwa", *Mode)) return QgaFail("invalid file open mode '%s'", Mode);
+    if (strchr(Mode, '+')) Access |= *Mode == 'r' ? WRITE : READ;
     while (Slot < HANDLES && QgaFiles[Slot] != NULL) Slot++;
     if (Slot == HANDLES) return QgaFail("too many open files");
-    NTSTATUS Status = QgaOpen(Path, Modes[i].Access, Modes[i].Disposition, &QgaFiles[Slot]);
-    RtlFormat(Failed, sizeof(Failed), "failed to open file '%s'", Path);
-    if (!QgaCheck(Status, Failed)) {
-        QgaFiles[Slot] = NULL;
-        return FALSE;
-    }
-    OutputPrint(Reply, "%u", Slot + FIRST_HANDLE);
-    return TRUE;
+    QgaUseBackslashes(QgaArguments[0].Text);
+    RtlFormat(NtPath, sizeof(NtPath), "\\??\\%s", QgaArguments[0].Text);
+    TRY(RtlTextToUnicode(NtPath, &Name));
+    NTSTATUS Status = ZwCreateFile(&File, Access, &Attributes, &Io, NULL, NORMAL, SHARE,
+        Disposition, SYNCHRONOUS_FILE, NULL, 0);
+    RtlFreeUnicodeString(&Name);
+    TRY(Status);
+    QgaFiles[Slot] = File;
+    return QGA_RETURN("%u", Slot + FIRST_HANDLE);
 }
 
-static PHANDLE QgaFindFile(JSON Arguments) {
-    LONG64 Handle = 0;
-    if (!QgaInteger(Arguments, "handle", TRUE, &Handle)) return NULL;
-    LONG64 Slot = Handle - FIRST_HANDLE;
-    if (Slot >= 0 && Slot < HANDLES && QgaFiles[Slot] != NULL) return &QgaFiles[Slot];
-    QgaFail("handle '%lld' has not been found", Handle);
-    return NULL;
+static NTSTATUS QgaFileClose(void) {
+    HANDLE File = *QgaArguments[0].File;
+    *QgaArguments[0].File = NULL;
+    return ZwClose(File);
 }
 
-static BOOLEAN QgaFileClose(JSON Arguments, POUTPUT Reply) {
-    PHANDLE File = QgaFindFile(Arguments);
-    if (File == NULL) return FALSE;
-    ZwClose(*File);
-    *File = NULL;
-    return QgaPing(Arguments, Reply);
-}
-
-static BOOLEAN QgaFileRead(JSON Arguments, POUTPUT Reply) {
-    LONG64 Count = 4096;
+static NTSTATUS QgaFileRead(void) {
+    ULONG64 Count = QgaArguments[1].Json.Text ? QgaArguments[1].Integer : 4096;
     IO_STATUS_BLOCK Io = {.Information = 0};
-    PHANDLE File = QgaFindFile(Arguments);
-    if (File == NULL || !QgaInteger(Arguments, "count", FALSE, &Count)) return FALSE;
-    if (Count < 0 || Count > READ_MAXIMUM)
-        return QgaFail("value '%lld' is invalid for argument count", Count);
+    if (Count > READ_MAXIMUM) return QgaFail("value '%lld' is invalid for argument count", Count);
     PUCHAR Buffer = KiAllocate(Count + 1);
-    if (Buffer == NULL) return QgaCheck(STATUS_NO_MEMORY, "failed to read file");
-    NTSTATUS Status = ZwReadFile(*File, NULL, NULL, NULL, &Io, Buffer, (ULONG)Count, NULL, NULL);
+    if (Buffer == NULL) return STATUS_NO_MEMORY;
+    NTSTATUS Status =
+        ZwReadFile(*QgaArguments[0].File, NULL, NULL, NULL, &Io, Buffer, (ULONG)Count, NULL, NULL);
     ULONG Done = NT_SUCCESS(Status) ? (ULONG)Io.Information : 0;
-    OutputPrint(Reply, "{\"count\": %u, \"buf-b64\": ", Done);
-    JsonPutBase64(Reply, Buffer, Done);
-    OutputPrint(Reply, ", \"eof\": %s}", Done == 0 ? "true" : "false");
+    QGA_PUT("{\"count\": %u, \"buf-b64\": ", Done);
+    JsonPutBase64(&QgaReply, Buffer, Done);
+    QGA_PUT(", \"eof\": %s}", Done == 0 ? "true" : "false");
     KiFree(Buffer);
-    return Status == STATUS_END_OF_FILE || QgaCheck(Status, "failed to read file");
+    return Status == STATUS_END_OF_FILE ? STATUS_SUCCESS : Status;
 }
 
-static BOOLEAN QgaFileWrite(JSON Arguments, POUTPUT Reply) {
-    PCHAR Bytes;
-    ULONG Length = 0;
-    IO_STATUS_BLOCK Io = {.Information = 0};
-    PHANDLE File = QgaFindFile(Arguments);
-    if (File == NULL || !QgaBytes(Arguments, "buf-b64", TRUE, &Bytes, &Length)) return FALSE;
-    LONG64 Count = Length;
-    if (!QgaInteger(Arguments, "count", FALSE, &Count)) return FALSE;
-    if (Count < 0 || Count > Length)
-        return QgaFail("value '%lld' is invalid for argument count", Count);
-    NTSTATUS Status = ZwWriteFile(*File, NULL, NULL, NULL, &Io, Bytes, (ULONG)Count, NULL, NULL);
-    OutputPrint(Reply, "{\"count\": %u, \"eof\": false}", (ULONG)Io.Information);
-    return QgaCheck(Status, "failed to write to file");
-}
-
-static BOOLEAN QgaFileSeek(JSON Arguments, POUTPUT Reply) {
-    static const PCSTR Names[] = {"\"set\"", "\"cur\"", "\"end\""};
-    LONG64 Offset = 0, Bases[3] = {0}, Whence = 3, Standard[3]; /* [1]: the end of file */
+static NTSTATUS QgaFileWrite(void) {
+    ULONG64 Length = QgaArguments[1].Length;
+    ULONG64 Count = QgaArguments[2].Json.Text ? QgaArguments[2].Integer : Length;
     IO_STATUS_BLOCK Io;
-    JSON Value;
-    PHANDLE File = QgaFindFile(Arguments);
-    if (File == NULL || !QgaInteger(Arguments, "offset", TRUE, &Offset) ||
-        !QgaFind(Arguments, "whence", TRUE, &Value))
-        return FALSE;
-    JsonInteger(Value, &Whence);
-    for (ULONG i = 0; i < 3; i++)
-        if (strncmp(Value.Text, Names[i], 5) == 0) Whence = i;
-    if (Whence < 0 || Whence > 2) return QgaFail("invalid whence code");
-    NTSTATUS Status = ZwQueryInformationFile(*File, &Io, &Bases[1], 8, FilePositionInformation);
-    if (NT_SUCCESS(Status))
-        Status = ZwQueryInformationFile(*File, &Io, Standard, 24, FileStandardInformation);
-    Bases[2] = Standard[1];
-    Offset += Bases[Whence];
-    if (NT_SUCCESS(Status))
-        Status = ZwSetInformationFile(*File, &Io, &Offset, 8, FilePositionInformation);
-    OutputPrint(Reply, "{\"position\": %lld, \"eof\": false}", Offset);
-    return QgaCheck(Status, "failed to seek file");
-}
-
-static BOOLEAN QgaFileFlush(JSON Arguments, POUTPUT Reply) {
-    if (QgaFindFile(Arguments) == NULL) return FALSE;
-    /* files are written through; only the disk may hold data back */
-    return QgaCheck(HalDiskFlush(), "failed to flush file") && QgaPing(Arguments, Reply);
+    if (Count > Length) return QgaFail("value '%lld' is invalid for argument count", Count);
+    TRY(ZwWriteFile(*QgaArguments[0].File, NULL, NULL, NULL, &Io, QgaArguments[1].Text,
+        (ULONG)Count, NULL, NULL));
+    return QGA_RETURN("{\"count\": %u, \"eof\": false}", (ULONG)Io.Information);
 }
 
 /* -- programs ---------------------------------------------------------------------------------- */
@@ -275,10 +167,10 @@ typedef struct _QGA_PROCESS {
     LIST_ENTRY Link;
     PEPROCESS Process;
     LONG64 Id;
-    PROGRAM *Program;
-    int Count, ExitCode;
-    PCHAR Arguments[PROGRAM_ARGUMENTS], Strings; /* Strings: what the arguments lie in */
-    OUTPUT Output, Errors;
+    PROGRAM_MAIN *Main;
+    PROGRAM Program;
+    PCHAR Strings; /* what the arguments lie in */
+    int ExitCode;
     BOOLEAN Capture;
     volatile BOOLEAN Exited; /* set last by the program's thread: from then on the agent owns all */
 } QGA_PROCESS, *PQGA_PROCESS;
@@ -286,200 +178,225 @@ static LIST_ENTRY QgaProcesses = {&QgaProcesses, &QgaProcesses};
 
 static void QgaRunProgram(PVOID Context) {
     PQGA_PROCESS Process = Context;
-    Process->ExitCode =
-        Process->Program(Process->Count, Process->Arguments, &Process->Output, &Process->Errors);
+    Process->ExitCode = Process->Main(&Process->Program);
     PspExitProcess(Process->Process);
     Process->Exited = TRUE;
 }
 
-static NTSTATUS QgaStartProgram(PQGA_PROCESS Process) {
-    OUTPUT Line = {NULL, 0, 0};
+/* Fails also where a driver's notify routine forbids the process. */
+static NTSTATUS QgaStartProgram(PQGA_PROCESS Process, PCSTR CommandLine) {
     NTSTATUS Status;
-    for (PCHAR At = Process->Arguments[0]; (At = strchr(At, '/')) != NULL;) *At = '\\';
-    Process->Program = PspFindProgram(Process->Arguments[0]);
-    if (Process->Program == NULL) return STATUS_NO_SUCH_FILE;
-    for (int i = 0; i < Process->Count; i++) {
-        PCSTR Quote = i == 0 || strchr(Process->Arguments[i], ' ') ? "\"" : "";
-        OutputPrint(&Line, "%s%s%s%s", i ? " " : "", Quote, Process->Arguments[i], Quote);
-    }
-    if (Line.Text == NULL) return STATUS_NO_MEMORY;
-    Process->Process =
-        PspCreateProcess(Process->Arguments[0], Line.Text, PsInitialSystemProcess, &Status);
-    KiFree(Line.Text);
-    if (Process->Process == NULL)
-        return Status; /* a driver's notify routine may have forbidden it */
+    PCSTR Path = Process->Program.Arguments[0];
+    if ((Process->Main = ProgramFind(Path)) == NULL) return STATUS_NO_SUCH_FILE;
+    Process->Process = PspCreateProcess(Path, CommandLine, PsInitialSystemProcess, &Status);
+    if (Process->Process == NULL) return Status;
     Process->Id = (LONG64)Process->Process->UniqueProcessId;
     Status = KiStartThread(QgaRunProgram, Process, NULL);
     if (!NT_SUCCESS(Status)) PspExitProcess(Process->Process);
     return Status;
 }
 
-static BOOLEAN QgaExec(JSON Arguments, POUTPUT Reply) {
-    JSON Value, Item = {NULL, NULL};
-    PCHAR Input; /* checked only: no program here reads its standard input */
-    ULONG Length;
-    QGA_PROCESS New = {.Count = 1};
-    if (!QgaString(Arguments, "path", TRUE, &New.Arguments[0]) ||
-        !QgaBytes(Arguments, "input-data", FALSE, &Input, &Length))
-        return FALSE;
-    New.Capture = JsonMember(Arguments, "capture-output", &Value) && *Value.Text == 't';
-    BOOLEAN Given = JsonMember(Arguments, "arg", &Value);
-    if (Given && *Value.Text != '[')
-        return QgaFail("Invalid parameter type for 'arg', expected: array");
-    while (Given && JsonNext(Value, NULL, &Item)) {
-        if (New.Count == PROGRAM_ARGUMENTS) return QgaFail("too many arguments");
-        if (!QgaDecode(Item, "arg", &New.Arguments[New.Count++])) return FALSE;
+static NTSTATUS QgaExec(void) {
+    CHAR Line[1024]; /* the command line as drivers see it; cut when longer */
+    JSON List = QgaArguments[1].Json, Item = {NULL, NULL};
+    PQGA_PROCESS Process = ExAllocatePool2(0x40, sizeof(*Process), 'cexE');
+    if (Process == NULL) return STATUS_NO_MEMORY;
+    PPROGRAM Program = &Process->Program;
+    BOOLEAN Good = TRUE;
+    Program->Arguments[Program->Count++] = QgaArguments[0].Text;
+    QgaUseBackslashes(QgaArguments[0].Text);
+    int Length = RtlFormat(Line, sizeof(Line), "\"%s\"", QgaArguments[0].Text);
+    while (Good && List.Text != NULL && JsonNext(List, NULL, &Item)) {
+        PCHAR *Argument = &Program->Arguments[Program->Count];
+        Good = Program->Count++ < PROGRAM_ARGUMENTS && QgaDecode(Item, Argument);
+        if (!Good) break;
+        PCSTR Format = strchr(*Argument, ' ') ? " \"%s\"" : " %s";
+        Length += RtlFormat(Line + Length, sizeof(Line) - Length, Format, *Argument);
     }
-    PQGA_PROCESS Process = KiAllocate(sizeof(*Process));
-    NTSTATUS Status = STATUS_NO_MEMORY;
-    if (Process != NULL) {
-        *Process = New;
-        Process->Strings = QgaStrings;
-        Status = QgaStartProgram(Process);
-        if (!NT_SUCCESS(Status)) KiFree(Process);
+    NTSTATUS Status =
+        Good ? QgaStartProgram(Process, Line)
+             : QgaFail("'arg' is no list of strings, or longer than %d", PROGRAM_ARGUMENTS);
+    if (!NT_SUCCESS(Status)) {
+        KiFree(Process);
+        return Status;
     }
-    if (!QgaCheck(Status, "Guest agent command failed, error was")) return FALSE;
+    Process->Capture = QgaArguments[2].Json.Text != NULL && *QgaArguments[2].Json.Text == 't';
+    Process->Strings = QgaStrings;
     QgaStrings = NULL; /* the process has them now */
     InsertTailList(&QgaProcesses, &Process->Link);
-    OutputPrint(Reply, "{\"pid\": %lld}", Process->Id);
-    return TRUE;
+    return QGA_RETURN("{\"pid\": %lld}", Process->Id);
 }
 
-static void QgaPutCaptured(POUTPUT Reply, PCSTR Member, OUTPUT *Captured, BOOLEAN Wanted) {
-    if (Wanted && Captured->Length > 0) {
-        OutputPrint(Reply, ", \"%s\": ", Member);
-        JsonPutBase64(Reply, (PUCHAR)Captured->Text, Captured->Length);
+static void QgaPutCaptured(PCSTR Member, POUTPUT Captured, BOOLEAN Wanted) {
+    if (Captured->Text == NULL) return;
+    if (Wanted) {
+        QGA_PUT(", \"%s\": ", Member);
+        JsonPutBase64(&QgaReply, (PUCHAR)Captured->Text, Captured->Length);
     }
-    if (Captured->Text != NULL) KiFree(Captured->Text);
+    KiFree(Captured->Text);
 }
 
-static BOOLEAN QgaExecStatus(JSON Arguments, POUTPUT Reply) {
-    LONG64 Id = 0;
-    PLIST_ENTRY Entry = QgaProcesses.Flink;
-    if (!QgaInteger(Arguments, "pid", TRUE, &Id)) return FALSE;
-    while (Entry != &QgaProcesses && CONTAINING_RECORD(Entry, QGA_PROCESS, Link)->Id != Id)
-        Entry = Entry->Flink;
-    PQGA_PROCESS Process = CONTAINING_RECORD(Entry, QGA_PROCESS, Link);
-    if (Entry == &QgaProcesses) return QgaFail("Invalid parameter 'pid'");
-    OutputPrint(Reply, "{\"exited\": %s", Process->Exited ? "true" : "false");
-    if (Process->Exited) { /* told once, then forgotten, as QEMU's agent does */
-        OutputPrint(Reply, ", \"exitcode\": %d", Process->ExitCode);
-        QgaPutCaptured(Reply, "out-data", &Process->Output, Process->Capture);
-        QgaPutCaptured(Reply, "err-data", &Process->Errors, Process->Capture);
-        RemoveEntryList(&Process->Link);
-        KiFree(Process->Strings);
-        KiFree(Process);
-    }
-    OutputPrint(Reply, "}");
-    return TRUE;
+static NTSTATUS QgaExecStatus(void) {
+    PQGA_PROCESS Process = (PVOID)QgaProcesses.Flink; /* its link comes first */
+    while (&Process->Link != &QgaProcesses && Process->Id != QgaArguments[0].Integer)
+        Process = (PVOID)Process->Link.Flink;
+    if (&Process->Link == &QgaProcesses) return QgaFail("Invalid parameter 'pid'");
+    if (!Process->Exited) return QGA_RETURN("{\"exited\": false}");
+    QGA_PUT("{\"exited\": true, \"exitcode\": %d", Process->ExitCode);
+    QgaPutCaptured("out-data", &Process->Program.Output, Process->Capture);
+    QgaPutCaptured("err-data", &Process->Program.Errors, Process->Capture);
+    RemoveEntryList(&Process->Link); /* told once, then forgotten, as QEMU's agent does */
+    KiFree(Process->Strings);
+    KiFree(Process);
+    return QGA_RETURN("}");
 }
 
 /* -- the protocol ------------------------------------------------------------------------------ */
-static QGA_COMMAND QgaInfo;
-static const struct {
-    PCSTR Name;
-    QGA_COMMAND *Run;
-} QgaCommands[] = {{"guest-sync-delimited", QgaSync}, {"guest-shutdown", QgaShutdown},
-    {"guest-sync", QgaSync}, {"guest-ping", QgaPing}, {"guest-info", QgaInfo},
-    {"guest-get-osinfo", QgaOsInfo}, {"guest-get-host-name", QgaHostName},
-    {"guest-get-time", QgaGetTime}, {"guest-set-time", QgaSetTime},
-    {"guest-file-open", QgaFileOpen}, {"guest-file-close", QgaFileClose},
-    {"guest-file-read", QgaFileRead}, {"guest-file-write", QgaFileWrite},
-    {"guest-file-seek", QgaFileSeek}, {"guest-file-flush", QgaFileFlush}, {"guest-exec", QgaExec},
-    {"guest-exec-status", QgaExecStatus}};
-enum { SYNC_DELIMITED, SHUTDOWN }; /* places in the table: 0xFF goes first; silent on success */
+static NTSTATUS QgaInfo(void);
+enum { SYNC_DELIMITED, SHUTDOWN }; /* places in the table of two with rules of their own */
+static const QGA_COMMAND QgaCommands[] = {
+    {"guest-sync-delimited", QgaSync, {{"id", INTEGER | REQUIRED}}},
+    {"guest-shutdown", QgaShutdown, {{"mode", STRING}}},
+    {"guest-sync", QgaSync, {{"id", INTEGER | REQUIRED}}},
+    {"guest-ping", NULL, {}},
+    {"guest-info", QgaInfo, {}},
+    {"guest-get-osinfo", QgaOsInfo, {}},
+    {"guest-get-host-name", QgaHostName, {}},
+    {"guest-get-time", QgaGetTime, {}},
+    {"guest-set-time", QgaSetTime, {{"time", INTEGER}}},
+    {"guest-file-open", QgaFileOpen, {{"path", STRING | REQUIRED}, {"mode", STRING}}},
+    {"guest-file-close", QgaFileClose, {{"handle", FILE_HANDLE | REQUIRED}}},
+    {"guest-file-read", QgaFileRead, {{"handle", FILE_HANDLE | REQUIRED}, {"count", INTEGER}}},
+    {"guest-file-write", QgaFileWrite,
+        {{"handle", FILE_HANDLE | REQUIRED}, {"buf-b64", BASE64 | REQUIRED}, {"count", INTEGER}}},
+    /* files are written through; only the disk may hold data back */
+    {"guest-file-flush", HalDiskFlush, {{"handle", FILE_HANDLE | REQUIRED}}},
+    {"guest-exec", QgaExec, {{"path", STRING | REQUIRED}, {"arg", LIST}, {"capture-output", FLAG}}},
+    {"guest-exec-status", QgaExecStatus, {{"pid", INTEGER | REQUIRED}}},
+};
 
-static BOOLEAN QgaInfo(JSON Arguments, POUTPUT Reply) {
-    UNREFERENCED(Arguments);
-    OutputPrint(Reply, "{\"version\": \"7.2 (Bugcheck Lab)\", \"supported_commands\": [");
+static NTSTATUS QgaInfo(void) {
+    QGA_PUT("{\"version\": \"7.2 (Bugcheck Lab)\", \"supported_commands\": [");
     for (ULONG i = 0; i < ARRAY_SIZE(QgaCommands); i++)
-        OutputPrint(Reply, "%s{\"enabled\": true, \"name\": \"%s\", \"success-response\": %s}",
-            i ? ", " : "", QgaCommands[i].Name, i == SHUTDOWN ? "false" : "true");
-    OutputPrint(Reply, "]}");
-    return TRUE;
+        QGA_PUT("%s{\"enabled\": true, \"name\": \"%s\", \"success-response\": %s}", i ? ", " : "",
+            QgaCommands[i].Name, i == SHUTDOWN ? "false" : "true");
+    return QGA_RETURN("]}");
 }
 
-/* Runs the command of a well-formed request. *Class: of the error, when it fails. */
-static BOOLEAN QgaRun(JSON Request, POUTPUT Reply, PCSTR *Class) {
-    static const CHAR None[] = "{}";
-    JSON Execute, Arguments;
-    PCHAR Name;
+static NTSTATUS QgaTakeArgument(QGA_ARGUMENT *Argument, PCSTR Name, ULONG Kind, JSON Value) {
+    static const PCSTR Kinds[] = {"integer", "integer", "string", "string", "boolean", "array"};
+    BOOLEAN Good = Kind == FLAG     ? strchr("tf", *Value.Text) != NULL
+                   : Kind == LIST   ? *Value.Text == '['
+                   : Kind >= STRING ? QgaDecode(Value, &Argument->Text)
+                                    : JsonInteger(Value, &Argument->Integer);
+    if (!Good) return QgaFail("Invalid parameter type for '%s', expected: %s", Name, Kinds[Kind]);
+    if (Kind == BASE64 && !Base64Decode(Argument->Text, &Argument->Length))
+        return QgaFail("Base64 data of '%s' is not valid", Name);
+    ULONG64 Slot = (ULONG64)(Argument->Integer - FIRST_HANDLE);
+    Argument->File = Slot < HANDLES ? &QgaFiles[Slot] : NULL;
+    Argument->Json = Value;
+    if (Kind == FILE_HANDLE && (Argument->File == NULL || *Argument->File == NULL))
+        return QgaFail("handle '%lld' has not been found", Argument->Integer);
+    return STATUS_SUCCESS;
+}
+
+/* Takes the arguments of a command into the places of its parameters. */
+static NTSTATUS QgaTakeArguments(const QGA_COMMAND *Command, JSON Given) {
+    JSON Name, Value = {NULL, NULL};
+    PCHAR Text;
+    ULONG i;
+    memset(QgaArguments, 0, sizeof(QgaArguments));
+    while (JsonNext(Given, &Name, &Value)) {
+        QgaDecode(Name, &Text);
+        for (i = 0; Command->Parameters[i].Name && strcmp(Command->Parameters[i].Name, Text);) i++;
+        if (!Command->Parameters[i].Name) return QgaFail("Parameter '%s' is unexpected", Text);
+        TRY(QgaTakeArgument(
+            &QgaArguments[i], Text, Command->Parameters[i].Kind & ~REQUIRED, Value));
+    }
+    for (i = 0; Command->Parameters[i].Name; i++)
+        if (Command->Parameters[i].Kind & REQUIRED && !QgaArguments[i].Json.Text)
+            return QgaFail("Parameter '%s' is missing", Command->Parameters[i].Name);
+    return STATUS_SUCCESS;
+}
+
+/* Runs the command of a request. TRUE: it is one that answers nothing when all is well. */
+static BOOLEAN QgaRun(JSON Request) {
+    JSON Execute, Given;
+    PCHAR Name = "(none)";
     ULONG i = 0;
-    if (*Request.Text != '{') return QgaFail("QMP input must be a JSON object");
-    if (!JsonMember(Request, "execute", &Execute))
-        return QgaFail("QMP input lacks member 'execute'");
-    if (!QgaDecode(Execute, "execute", &Name)) return FALSE;
-    if (!JsonMember(Request, "arguments", &Arguments)) Arguments = (JSON){None, None + 2};
+    if (*Request.Text == '{' && JsonMember(Request, "execute", &Execute)) QgaDecode(Execute, &Name);
+    if (!JsonMember(Request, "arguments", &Given)) Given.Text = "{}";
     while (i < ARRAY_SIZE(QgaCommands) && strcmp(QgaCommands[i].Name, Name) != 0) i++;
     if (i == ARRAY_SIZE(QgaCommands)) {
-        *Class = "CommandNotFound";
-        return QgaFail("The command %s has not been found", Name);
+        QgaErrorClass = "CommandNotFound";
+        QgaFail("The command %s has not been found", Name);
+        return FALSE;
     }
-    if (i == SYNC_DELIMITED) OutputAppend(Reply, "\xFF", 1); /* what came before is to be dropped */
-    OutputPrint(Reply, "{\"return\": ");
-    if (!QgaCommands[i].Run(Arguments, Reply)) return FALSE;
-    *Class = i == SHUTDOWN ? NULL : *Class;
-    return TRUE;
+    if (i == SYNC_DELIMITED) OutputAppend(&QgaReply, "\xFF", 1); /* what came before is void */
+    QGA_PUT("{\"return\": ");
+    ULONG Before = QgaReply.Length;
+    NTSTATUS Status = QgaTakeArguments(&QgaCommands[i], Given);
+    if (NT_SUCCESS(Status) && QgaCommands[i].Run != NULL) Status = QgaCommands[i].Run();
+    if (!NT_SUCCESS(Status) && *QgaErrorText == 0)
+        QgaFail("%s failed: %s", Name, Win32Message(Win32Error(Status)));
+    if (QgaReply.Length == Before) QGA_PUT("{}");
+    return i == SHUTDOWN;
 }
 
 static void QgaAnswer(PCSTR Text, ULONG Length) {
-    OUTPUT Reply = {NULL, 0, 0};
-    JSON Request, Id;
-    PCSTR Error = JsonCheck(Text, &Request), Class = "GenericError";
-    QgaStrings = QgaNextString = KiAllocate(Length + 1);
-    BOOLEAN Good = Error != NULL        ? QgaFail("JSON parse error, %s", Error)
-                   : QgaStrings == NULL ? QgaCheck(STATUS_NO_MEMORY, "cannot read the request")
-                                        : QgaRun(Request, &Reply, &Class);
-    if (!Good) {
-        Reply.Length = 0;
-        OutputPrint(&Reply, "{\"error\": {\"class\": \"%s\", \"desc\": ", Class);
-        JsonPutString(&Reply, QgaErrorText);
-        OutputPrint(&Reply, "}");
+    JSON Request;
+    PCSTR Wrong = JsonCheck(Text, &Request);
+    QgaReply.Length = 0;
+    QgaErrorText[0] = 0;
+    QgaErrorClass = "GenericError";
+    if ((QgaStrings = QgaNextString = KiAllocate(Length + 1)) == NULL) return;
+    if (Wrong != NULL) QgaFail("JSON parse error, %s", Wrong);
+    BOOLEAN Silent = Wrong == NULL && QgaRun(Request);
+    if (*QgaErrorText != 0) {
+        QgaReply.Length = 0;
+        QGA_PUT("{\"error\": {\"class\": \"%s\", \"desc\": ", QgaErrorClass);
+        JsonPutString(&QgaReply, QgaErrorText);
+        QGA_PUT("}");
     }
-    if (Error == NULL && *Request.Text == '{' && JsonMember(Request, "id", &Id))
-        OutputPrint(&Reply, ", \"id\": %.*s", (int)(Id.End - Id.Text), Id.Text);
-    OutputAppend(&Reply, "}\n", 2);
-    if (Class != NULL) VioSerialWrite(Reply.Text, Reply.Length);
+    OutputAppend(&QgaReply, "}\n", 2);
+    if (!Silent || *QgaErrorText != 0) VioSerialWrite(QgaReply.Text, QgaReply.Length);
     if (QgaStrings != NULL) KiFree(QgaStrings);
-    if (Reply.Text != NULL) KiFree(Reply.Text);
 }
 
+static OUTPUT QgaRequest; /* being received */
+static JSON_FRAME QgaFrame;
+static BOOLEAN QgaSkipping; /* after a broken text: up to the next line or 0xFF */
+
 static void QgaReset(BOOLEAN Skip) {
-    QgaLine.Length = 0;
+    QgaRequest.Length = 0;
     QgaFrame = (JSON_FRAME){0};
     QgaSkipping = Skip;
 }
 
-static void QgaTake(UCHAR Byte) {
+static void QgaTakeByte(UCHAR Byte) {
     if (Byte == 0xFF || QgaSkipping) {
         QgaReset(Byte != 0xFF && Byte != '\n');
         return;
     }
     JSON_PROGRESS Progress = JsonFrame(&QgaFrame, Byte);
-    OutputAppend(&QgaLine, &Byte, 1);
-    if (QgaLine.Length > LINE_MAXIMUM) Progress = JSON_BROKEN;
+    OutputAppend(&QgaRequest, &Byte, 1);
+    if (QgaRequest.Length > REQUEST_MAXIMUM) Progress = JSON_BROKEN;
     if (Progress == JSON_MORE) return;
-    QgaAnswer(QgaLine.Text, QgaLine.Length);
+    QgaAnswer(QgaRequest.Text, QgaRequest.Length);
     QgaReset(Progress == JSON_BROKEN && Byte != '\n');
 }
 
 static void QgaThread(PVOID Context) {
-    ULONG Hangups = 0;
-    PUCHAR Data;
+    static UCHAR Data[VIO_BUFFER];
     UNREFERENCED(Context);
-    for (BOOLEAN HungUp = FALSE;;) {
-        ULONG Length = VioSerialRead(&Data);
+    for (;;) {
+        ULONG Length = VioSerialRead(Data);
         /* A client's unfinished request ends with the client. What comes in together with its
          * hang-up may be its own or the next one's: taken, but not kept unfinished. */
-        BOOLEAN Now = Hangups != VioSerialHangups;
-        Hangups = VioSerialHangups;
-        if (Now || (HungUp && Length == 0)) QgaReset(FALSE);
-        HungUp = Now || (HungUp && Length > 0);
-        for (ULONG i = 0; i < Length; i++) QgaTake(Data[i]);
-        if (Length > 0)
-            VioSerialReadDone();
-        else
-            KiSleep(1); /* to the next clock tick */
+        if (VioSerialHungUp) QgaReset(FALSE);
+        VioSerialHungUp &= Length > 0;
+        for (ULONG i = 0; i < Length; i++) QgaTakeByte(Data[i]);
+        if (Length == 0) KiSleep(1); /* to the next clock tick */
     }
 }
 

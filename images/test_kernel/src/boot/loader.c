@@ -24,7 +24,6 @@ static PHYSICAL NextPage = FIRST_PAGE, EndOfMemory;
 static PULONG64 Root;
 
 /* What disk and file system want of a kernel; nothing else runs, so no locks. */
-void KiInitializeMutex(PKI_MUTEX Mutex) { UNREFERENCED(Mutex); }
 void KiAcquireMutex(PKI_MUTEX Mutex) { UNREFERENCED(Mutex); }
 void KiReleaseMutex(PKI_MUTEX Mutex) { UNREFERENCED(Mutex); }
 PHYSICAL HalPhysicalAddress(const void *Virtual) { return (PHYSICAL)Virtual; }
@@ -119,13 +118,10 @@ static ULONG64 LoadKernel(PLOADER_PARAMETER_BLOCK Block) {
         KERNEL_SPACE + (Block->Entropy >> 20) % (0x400000000 / LARGE_PAGE) * LARGE_PAGE;
     Block->KernelSize = ROUND_TO_PAGES(Headers->SizeOfImage);
     Block->KernelPhysical = (PHYSICAL)Image;
-    memcpy(Image, File, Headers->SizeOfHeaders);
     Map(Block->KernelBase, (PHYSICAL)Image, 1, PTE_VALID | PTE_NX);
-    PIMAGE_SECTION_HEADER Section =
-        (PVOID)((PUCHAR)&Headers->Magic + Headers->SizeOfOptionalHeader);
+    PIMAGE_SECTION_HEADER Section = MiLayOutImage(File, Image, Headers);
     for (ULONG Left = Headers->NumberOfSections; Left; Left--, Section++) {
         ULONG64 Flags = PTE_VALID, At = Section->VirtualAddress;
-        memcpy(Image + At, File + Section->PointerToRawData, Section->SizeOfRawData);
         if (!(Section->Characteristics & SECTION_EXECUTE))
             Flags |= PTE_NX | (Section->Characteristics & SECTION_WRITE ? PTE_WRITE : 0);
         for (; At < Section->VirtualAddress + ROUND_TO_PAGES(Section->VirtualSize); At += PAGE_SIZE)

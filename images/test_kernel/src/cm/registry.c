@@ -189,8 +189,7 @@ void CmInitialize(void) {
     for (PCHAR Line = Text, End; Line; Line = End ? End + 2 : NULL) {
         if ((End = strstr(Line, "\r\n"))) *End = 0;
         if (++Number == 1 ? strcmp(Line, CMP_HEADER) != 0 : *Line && !CmpReadLine(Line, &Key))
-            DbgPrint("cm: C:\\%s line %u left out: not [" CMP_ROOT "\\...], \"name\"=\"text\", "
-                     "dword: or hex:, nor the header\n",
+            DbgPrint("cm: C:\\%s line %u left out: not [key], \"name\"=\"text\", dword: or hex:\n",
                 CMP_FILE, Number);
     }
     if (Text) KiFree(Text);

@@ -1,20 +1,17 @@
 /* Reset and power: the PC's reset ports, and the ACPI registers of the PIIX4 power management
  * function, whose base address the BIOS has set (Intel 82371AB data sheet, 7.2). */
-#include "hal.h"
+#include "ki.h"
 
 enum { PM1_STATUS = 0, PM1_ENABLE = 2, PM1_CONTROL = 4 };
 enum { POWER_BUTTON = 0x100, SLEEP_ENABLE = 0x2000 };
-
 static USHORT HalpPowerPort;
 
 void HalAcpiInitialize(void) {
     ULONG Device, Function;
     if (!HalPciFind(0x8086, 0x7113, &Device, &Function)) return;
     HalpPowerPort = HalPciRead(0, Device, Function, 0x40) & 0xFFC0;
-    if (HalpPowerPort != 0) {
-        __outword(HalpPowerPort + PM1_STATUS, POWER_BUTTON);
-        __outword(HalpPowerPort + PM1_ENABLE, POWER_BUTTON);
-    }
+    if (HalpPowerPort != 0) __outword(HalpPowerPort + PM1_ENABLE, POWER_BUTTON);
+    HalPowerButtonPressed(); /* before this boot */
 }
 
 BOOLEAN HalPowerButtonPressed(void) {
@@ -35,17 +32,11 @@ NORETURN void HalPowerOff(void) {
 }
 
 NORETURN void HalReboot(void) {
-    static const struct __attribute__((packed)) {
-        USHORT Limit;
-        ULONG64 Base;
-    } NoInterrupts = {0, 0};
     KiDisable();
     __outbyte(0xCF9, 0x02);
     __outbyte(0xCF9, 0x06); /* PIIX reset control: hard reset; a busy host takes its time */
     KiStallMicroseconds(1000000);
     __outbyte(0x64, 0xFE); /* i8042: pulse the reset line */
-    KiStallMicroseconds(1000000);
-    __asm__ volatile("lidt %0; int3" ::"m"(NoInterrupts)); /* triple fault */
     HalHalt();
 }
 

@@ -1,5 +1,5 @@
 /* VGA text mode 3, as the BIOS leaves it: 80 x 25 cells of character and attribute. */
-#include "hal.h"
+#include "ki.h"
 
 enum { COLUMNS = 80, ROWS = 25 };
 

@@ -1,5 +1,4 @@
-/* PE images (https://learn.microsoft.com/windows/win32/debug/pe-format), as the boot loader maps
- * the kernel and the kernel maps drivers. */
+/* PE images: https://learn.microsoft.com/windows/win32/debug/pe-format */
 #pragma once
 #include "ki.h"
 
@@ -7,14 +6,12 @@ typedef struct _IMAGE_DATA_DIRECTORY {
     ULONG VirtualAddress, Size;
 } IMAGE_DATA_DIRECTORY;
 
-/* IMAGE_NT_HEADERS64 (public PE format), from the signature on. */
 typedef struct _IMAGE_NT_HEADERS64 {
     ULONG Signature;
     USHORT Machine, NumberOfSections;
     ULONG TimeDateStamp, PointerToSymbolTable, NumberOfSymbols;
     USHORT SizeOfOptionalHeader, Characteristics, Magic, LinkerVersion;
-    ULONG SizeOfCode, SizeOfInitializedData, SizeOfUninitializedData, AddressOfEntryPoint,
-        BaseOfCode;
+    ULONG Sizes[3], AddressOfEntryPoint, BaseOfCode;
     ULONG64 ImageBase;
     ULONG SectionAlignment, FileAlignment, Versions[4], SizeOfImage, SizeOfHeaders, CheckSum;
     USHORT Subsystem, DllCharacteristics;
@@ -23,13 +20,8 @@ typedef struct _IMAGE_NT_HEADERS64 {
     IMAGE_DATA_DIRECTORY DataDirectory[16];
 } IMAGE_NT_HEADERS64, *PIMAGE_NT_HEADERS64;
 ASSERT_OFFSET(IMAGE_NT_HEADERS64, DataDirectory, 0x88);
-enum {
-    DIRECTORY_EXPORT,
-    DIRECTORY_IMPORT,
-    DIRECTORY_EXCEPTION = 3,
-    DIRECTORY_RELOCATION = 5,
-    DIRECTORY_LOAD_CONFIG = 10
-};
+enum { DIRECTORY_EXPORT, DIRECTORY_IMPORT, DIRECTORY_EXCEPTION = 3, DIRECTORY_SECURITY = 4 };
+enum { DIRECTORY_RELOCATION = 5, DIRECTORY_LOAD_CONFIG = 10 };
 
 typedef struct _IMAGE_SECTION_HEADER {
     CHAR Name[8];
@@ -44,5 +36,7 @@ static inline PIMAGE_NT_HEADERS64 RtlImageNtHeader(PVOID Base) {
 
 /* The headers of a file if it is an x64 image for the kernel; every offset used later checked. */
 NTSTATUS MiCheckImage(PUCHAR File, ULONG Size, PIMAGE_NT_HEADERS64 *Result);
+/* Copies headers and sections to where they belong in memory; the first section's header. */
+PIMAGE_SECTION_HEADER MiLayOutImage(PUCHAR File, PUCHAR Image, PIMAGE_NT_HEADERS64 Headers);
 /* Makes an image laid out at `Image` ready to run at `Base`. */
 NTSTATUS MiRelocate(PUCHAR Image, PIMAGE_NT_HEADERS64 Headers, ULONG64 Base);

@@ -1,36 +1,23 @@
 /* What the parts of the kernel offer one another, by subject. Functions that drivers may import are
- * marked NTSYSAPI where they are defined and listed in ntoskrnl.def; their prototypes are in
- * ntapi.h. */
+ * marked NTSYSAPI where they are defined. */
 #pragma once
 #include "ntstructs.h"
 #include "ntapi.h"
 
 /* -- processor ------------------------------------------------------------------------------ */
-static inline void __outbyte(USHORT Port, UCHAR Value) {
-    __asm__ volatile("outb %0, %1" ::"a"(Value), "Nd"(Port));
+#define KI_PORT(Name, Type, Suffix)                                                                \
+    static inline void __out##Name(USHORT Port, Type Value) {                                      \
+        __asm__ volatile("out" Suffix " %0, %1" ::"a"(Value), "Nd"(Port));                         \
+    }                                                                                              \
+    static inline Type __in##Name(USHORT Port) {                                                   \
+        Type Value;                                                                                \
+        __asm__ volatile("in" Suffix " %1, %0" : "=a"(Value) : "Nd"(Port));                        \
+        return Value;                                                                              \
+    }
+KI_PORT(byte, UCHAR, "b")
+KI_PORT(word, USHORT, "w") KI_PORT(dword, ULONG, "l") static inline void KiDisable(void) {
+    __asm__ volatile("cli" ::: "memory");
 }
-static inline void __outword(USHORT Port, USHORT Value) {
-    __asm__ volatile("outw %0, %1" ::"a"(Value), "Nd"(Port));
-}
-static inline void __outdword(USHORT Port, ULONG Value) {
-    __asm__ volatile("outl %0, %1" ::"a"(Value), "Nd"(Port));
-}
-static inline UCHAR __inbyte(USHORT Port) {
-    UCHAR Value;
-    __asm__ volatile("inb %1, %0" : "=a"(Value) : "Nd"(Port));
-    return Value;
-}
-static inline USHORT __inword(USHORT Port) {
-    USHORT Value;
-    __asm__ volatile("inw %1, %0" : "=a"(Value) : "Nd"(Port));
-    return Value;
-}
-static inline ULONG __indword(USHORT Port) {
-    ULONG Value;
-    __asm__ volatile("inl %1, %0" : "=a"(Value) : "Nd"(Port));
-    return Value;
-}
-static inline void KiDisable(void) { __asm__ volatile("cli" ::: "memory"); }
 static inline void KiEnable(void) { __asm__ volatile("sti" ::: "memory"); }
 static inline ULONG64 KiReadTsc(void) {
     ULONG Low, High;
@@ -45,27 +32,20 @@ static inline PETHREAD PsGetCurrentThread_(void) {
     return Thread;
 }
 
-#define PASSIVE_LEVEL  0
-#define APC_LEVEL      1
 #define DISPATCH_LEVEL 2
-#define CLOCK_LEVEL    13
 #define HIGH_LEVEL     15
 
 extern PLOADER_PARAMETER_BLOCK KeLoaderBlock;
 extern ULONG64 KiRandomState;
-ULONG64
-KiRandom(void); /* xorshift seeded by the loader's entropy: pool and image layout, not secrets */
+ULONG64 KiRandom(void); /* xorshift, for pool and image layout; not for secrets */
 
 /* -- locks, time, threads (ke) ---------------------------------------------------------------- */
-/* A lock held at IRQL <= APC_LEVEL whose owner may wait: file system, registry, agent. Not
- * recursive. */
+/* A lock whose owner may wait: file system, registry, agent. Not recursive. */
 typedef struct _FAST_MUTEX_ {
     KEVENT Gate;
     PKTHREAD Owner;
 } KI_MUTEX, *PKI_MUTEX;
-void KiInitializeMutex(PKI_MUTEX Mutex);
-void KiAcquireMutex(
-    PKI_MUTEX Mutex); /* before the scheduler runs, and after a crash: does nothing */
+void KiAcquireMutex(PKI_MUTEX Mutex); /* nothing before the scheduler runs and after a crash */
 void KiReleaseMutex(PKI_MUTEX Mutex);
 extern BOOLEAN KiSchedulerRunning;
 
@@ -172,9 +152,9 @@ typedef struct _CM_VALUE {
     CHAR Name[64];
 } CM_VALUE, *PCM_VALUE;
 typedef struct _CM_KEY {
-    LIST_ENTRY Link;   /* in the order of the file */
-    LIST_ENTRY Values; /* CM_VALUE.Link */
-    PCSTR Path;        /* full, canonical root name */
+    LIST_ENTRY Link;     /* in the order of the file */
+    LIST_ENTRY Values;   /* CM_VALUE.Link */
+    PCSTR Path;          /* full, canonical root name */
     NTSTATUS LoadStatus; /* of a service: how the last attempt to load its driver ended */
 } CM_KEY, *PCM_KEY;
 void CmInitialize(void);
@@ -254,9 +234,8 @@ void PopRequestShutdown(
     BOOLEAN Reboot); /* orderly: flushes the disk, then off or reset; from a thread */
 
 /* -- text (rtl) ------------------------------------------------------------------------------- */
-/* %d %u %x %X %o %p %s %c %S %wZ %Z %ls with width, precision, '*', flags - 0 # + and h, l, ll,
- * I64. Always terminated (Size > 0); return: characters stored without the NUL, never more than
- * fit. */
+/* %d %i %u %x %X %p %c %s %S %Z with '-', '0', width, precision, '*', l or w (%ws, %wZ), ll, I64.
+ * Always terminated (Size > 0); return: characters stored without the NUL, never more than fit. */
 int RtlFormat(PCHAR Buffer, SIZE_T Size, PCSTR Format, ...);
 int RtlFormatV(PCHAR Buffer, SIZE_T Size, PCSTR Format, va_list Arguments);
 #define KD_PRINT_BUFFER_SIZE 0x2000
@@ -268,10 +247,9 @@ int strcmp(PCSTR A, PCSTR B);
 int strncmp(PCSTR A, PCSTR B, SIZE_T Count);
 PCHAR strchr(PCSTR Text, int Character);
 PCHAR strstr(PCSTR Text, PCSTR Part);
-int RtlCompareTextInsensitive(PCSTR A, PCSTR B); /* like stricmp */
+int RtlCompareTextInsensitive(PCSTR A, PCSTR B);
 int RtlCompareTextInsensitiveN(PCSTR A, PCSTR B, SIZE_T Count);
-PCHAR RtlCopyText(PCHAR Target, SIZE_T Size, PCSTR Source); /* always terminated */
-PCHAR RtlDuplicateText(PCSTR Source);                       /* pool; caller frees */
+void RtlCopyText(PCHAR Target, SIZE_T Size, PCSTR Source); /* always terminated */
 void RtlUnicodeToText(PCUNICODE_STRING Source, PCHAR Target, SIZE_T Size);
 NTSTATUS RtlTextToUnicode(PCSTR Source, PUNICODE_STRING Target); /* allocates Buffer */
 BOOLEAN RtlTextToInteger(

@@ -25,20 +25,17 @@ typedef enum {
 } KEY_VALUE_INFORMATION_CLASS;
 typedef void CREATE_PROCESS_NOTIFY_EX(
     PEPROCESS Process, HANDLE ProcessId, PPS_CREATE_NOTIFY_INFO CreateInfo);
-typedef void CREATE_PROCESS_NOTIFY(HANDLE ParentId, HANDLE ProcessId, BOOLEAN Create);
 
 /* ke */
 KIRQL KeGetCurrentIrql(void);
 KIRQL KfRaiseIrql(KIRQL NewIrql);
 void KeLowerIrql(KIRQL NewIrql);
 KIRQL KeAcquireSpinLockRaiseToDpc(PKSPIN_LOCK Lock);
-void KeAcquireSpinLockAtDpcLevel(PKSPIN_LOCK Lock);
 void KeReleaseSpinLock(PKSPIN_LOCK Lock, KIRQL OldIrql);
 void KeInitializeEvent(PKEVENT Event, EVENT_TYPE Type, BOOLEAN State);
 LONG KeSetEvent(PKEVENT Event, LONG Increment, BOOLEAN Wait);
 NTSTATUS KeWaitForSingleObject(
     PVOID Object, KWAIT_REASON Reason, CHAR Mode, BOOLEAN Alertable, PLARGE_INTEGER Timeout);
-NTSTATUS KeDelayExecutionThread(CHAR Mode, BOOLEAN Alertable, PLARGE_INTEGER Interval);
 void KeInitializeTimerEx(KTIMER *Timer, TIMER_TYPE Type);
 BOOLEAN KeSetTimerEx(KTIMER *Timer, LARGE_INTEGER DueTime, LONG Period, PKDPC Dpc);
 BOOLEAN KeCancelTimer(KTIMER *Timer);
@@ -54,10 +51,7 @@ void RtlInitUnicodeString(PUNICODE_STRING Target, PCWSTR Source);
 void RtlInitAnsiString(PANSI_STRING Target, PCSTR Source);
 LONG RtlCompareUnicodeString(PCUNICODE_STRING A, PCUNICODE_STRING B, BOOLEAN IgnoreCase);
 NTSTATUS RtlAppendUnicodeStringToString(PUNICODE_STRING Target, PCUNICODE_STRING Source);
-NTSTATUS RtlAnsiStringToUnicodeString(
-    PUNICODE_STRING Target, PCANSI_STRING Source, BOOLEAN Allocate);
 void RtlFreeUnicodeString(PUNICODE_STRING String);
-WCHAR RtlUpcaseUnicodeChar(WCHAR Character);
 SIZE_T RtlCompareMemory(const void *A, const void *B, SIZE_T Bytes);
 void *memcpy(void *Target, const void *Source, SIZE_T Bytes);
 void *memmove(void *Target, const void *Source, SIZE_T Bytes);
@@ -85,48 +79,3 @@ NTSTATUS ObReferenceObjectByHandle(
     HANDLE Handle, ULONG Access, PVOID Type, CHAR Mode, PVOID *Object, PVOID Information);
 LONG_PTR ObfDereferenceObject(PVOID Object);
 NORETURN NTSTATUS PsTerminateSystemThread(NTSTATUS Status);
-/* structured exception handling */
-typedef enum {
-    ExceptionContinueExecution,
-    ExceptionContinueSearch,
-    ExceptionNestedException,
-    ExceptionCollidedUnwind
-} EXCEPTION_DISPOSITION;
-typedef struct _RUNTIME_FUNCTION {
-    ULONG BeginAddress, EndAddress, UnwindData;
-} RUNTIME_FUNCTION, *PRUNTIME_FUNCTION;
-enum { UNW_FLAG_NHANDLER, UNW_FLAG_EHANDLER, UNW_FLAG_UHANDLER, UNW_FLAG_CHAININFO = 4 };
-enum {
-    EXCEPTION_NONCONTINUABLE = 1,
-    EXCEPTION_UNWINDING = 2,
-    EXCEPTION_EXIT_UNWIND = 4,
-    EXCEPTION_STACK_INVALID = 8,
-    EXCEPTION_NESTED_CALL = 0x10,
-    EXCEPTION_TARGET_UNWIND = 0x20,
-    EXCEPTION_COLLIDED_UNWIND = 0x40,
-    EXCEPTION_UNWIND = 0x66
-};
-struct _DISPATCHER_CONTEXT;
-typedef EXCEPTION_DISPOSITION EXCEPTION_ROUTINE(PEXCEPTION_RECORD Record, PVOID Frame,
-    PCONTEXT Context, struct _DISPATCHER_CONTEXT *Dispatcher);
-typedef struct _DISPATCHER_CONTEXT {
-    ULONG64 ControlPc, ImageBase;
-    PRUNTIME_FUNCTION FunctionEntry;
-    ULONG64 EstablisherFrame, TargetIp;
-    PCONTEXT ContextRecord;
-    EXCEPTION_ROUTINE *LanguageHandler;
-    PVOID HandlerData;
-    PVOID HistoryTable;
-    ULONG ScopeIndex, Fill0;
-} DISPATCHER_CONTEXT, *PDISPATCHER_CONTEXT;
-PRUNTIME_FUNCTION RtlLookupFunctionEntry(ULONG64 ControlPc, ULONG64 *ImageBase, PVOID History);
-EXCEPTION_ROUTINE *RtlVirtualUnwind(ULONG HandlerType, ULONG64 ImageBase, ULONG64 ControlPc,
-    PRUNTIME_FUNCTION Function, PCONTEXT Context, PVOID *HandlerData, ULONG64 *EstablisherFrame,
-    PVOID ContextPointers);
-void RtlUnwindEx(PVOID TargetFrame, PVOID TargetIp, PEXCEPTION_RECORD Record, PVOID ReturnValue,
-    PCONTEXT Context, PVOID History);
-EXCEPTION_DISPOSITION __C_specific_handler(
-    PEXCEPTION_RECORD Record, PVOID Frame, PCONTEXT Context, PDISPATCHER_CONTEXT Dispatcher);
-BOOLEAN RtlDispatchException(PEXCEPTION_RECORD Record, PCONTEXT Context);
-void RtlCaptureContext(PCONTEXT Context);
-NORETURN void RtlRestoreContext(PCONTEXT Context, PEXCEPTION_RECORD Record);

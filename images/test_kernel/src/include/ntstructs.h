@@ -37,7 +37,6 @@ LAYOUT(CONTEXT, AT(CONTEXT, Rsp, 0x98) && AT(CONTEXT, Rip, 0xF8) && AT(CONTEXT, 
                     sizeof(CONTEXT) == 0x4D0);
 #define CONTEXT_AMD64    0x100000
 #define CONTEXT_FULL     (CONTEXT_AMD64 | 0xB)
-#define CONTEXT_ALL      (CONTEXT_AMD64 | 0x1F)
 #define CONTEXT_SEGMENTS (CONTEXT_AMD64 | 0x4)
 
 typedef struct _EXCEPTION_RECORD {
@@ -49,10 +48,6 @@ typedef struct _EXCEPTION_RECORD {
     ULONG64 ExceptionInformation[15];
 } EXCEPTION_RECORD, *PEXCEPTION_RECORD;
 LAYOUT(EXCEPTION_RECORD, sizeof(EXCEPTION_RECORD) == 0x98);
-typedef struct _EXCEPTION_POINTERS {
-    PEXCEPTION_RECORD ExceptionRecord;
-    PCONTEXT ContextRecord;
-} EXCEPTION_POINTERS, *PEXCEPTION_POINTERS;
 
 typedef struct _KTRAP_FRAME {
     ULONG64 P1Home, P2Home, P3Home, P4Home, P5;
@@ -101,15 +96,8 @@ typedef struct _DISPATCHER_HEADER {
     LONG SignalState;
     LIST_ENTRY WaitListHead;
 } DISPATCHER_HEADER, *PDISPATCHER_HEADER;
-enum {
-    NotificationEventObject,
-    SynchronizationEventObject,
-    MutantObject,
-    ProcessObject = 3,
-    ThreadObject = 6,
-    TimerNotificationObject = 8,
-    TimerSynchronizationObject = 9
-};
+enum { NotificationEventObject, SynchronizationEventObject, ProcessObject = 3, ThreadObject = 6 };
+enum { TimerNotificationObject = 8, TimerSynchronizationObject = 9 };
 
 typedef struct _KEVENT {
     DISPATCHER_HEADER Header;

@@ -3,8 +3,6 @@
 #pragma once
 #include <stdarg.h>
 #include <stddef.h>
-/* NTSYSAPI stands where a function is defined, not on its prototype. */
-#pragma clang diagnostic ignored "-Wdll-attribute-on-redeclaration"
 
 typedef unsigned char UCHAR, BOOLEAN, KIRQL, *PUCHAR;
 typedef char CHAR, *PCHAR;
@@ -44,12 +42,6 @@ typedef struct _ANSI_STRING {
 } ANSI_STRING, *PANSI_STRING;
 typedef const ANSI_STRING *PCANSI_STRING;
 
-typedef struct _GUID {
-    ULONG Data1;
-    USHORT Data2, Data3;
-    UCHAR Data4[8];
-} GUID;
-
 typedef struct _OBJECT_ATTRIBUTES {
     ULONG Length;
     HANDLE RootDirectory;
@@ -84,7 +76,7 @@ typedef struct _CLIENT_ID {
 #define MIN(a, b)                          ((a) < (b) ? (a) : (b))
 #define MAX(a, b)                          ((a) > (b) ? (a) : (b))
 #define CONTAINING_RECORD(p, type, field)  ((type *)((PUCHAR)(p)-offsetof(type, field)))
-#define NTSYSAPI                           /* marks what drivers may import: the build makes ntoskrnl.def from these */
+#define NTSYSAPI                           /* drivers may import it: the build lists these as exports */
 #define NORETURN                           __attribute__((noreturn))
 #define NOINLINE                           __attribute__((noinline))
 #define UNREFERENCED(x)                    ((void)(x))
@@ -106,9 +98,9 @@ typedef struct _CLIENT_ID {
 #define STATUS_TIMEOUT                         STATUS(0x00000102)
 #define STATUS_BUFFER_OVERFLOW                 STATUS(0x80000005)
 #define STATUS_NO_MORE_FILES                   STATUS(0x80000006)
+#define STATUS_NO_MORE_ENTRIES                 STATUS(0x8000001A)
 #define STATUS_BREAKPOINT                      STATUS(0x80000003)
 #define STATUS_UNSUCCESSFUL                    STATUS(0xC0000001)
-#define STATUS_NOT_IMPLEMENTED                 STATUS(0xC0000002)
 #define STATUS_INVALID_INFO_CLASS              STATUS(0xC0000003)
 #define STATUS_INFO_LENGTH_MISMATCH            STATUS(0xC0000004)
 #define STATUS_ACCESS_VIOLATION                STATUS(0xC0000005)
@@ -133,7 +125,6 @@ typedef struct _CLIENT_ID {
 #define STATUS_DISK_FULL                       STATUS(0xC000007F)
 #define STATUS_INSUFFICIENT_RESOURCES          STATUS(0xC000009A)
 #define STATUS_IO_TIMEOUT                      STATUS(0xC00000B5)
-#define STATUS_DELETE_PENDING                  STATUS(0xC0000056)
 #define STATUS_CANNOT_DELETE                   STATUS(0xC0000121)
 #define STATUS_KEY_DELETED                     STATUS(0xC000017C)
 #define STATUS_FILE_IS_A_DIRECTORY             STATUS(0xC00000BA)
@@ -144,7 +135,6 @@ typedef struct _CLIENT_ID {
 #define STATUS_ORDINAL_NOT_FOUND               STATUS(0xC0000138)
 #define STATUS_ENTRYPOINT_NOT_FOUND            STATUS(0xC0000139)
 #define STATUS_IO_DEVICE_ERROR                 STATUS(0xC0000185)
-#define STATUS_IMAGE_CHECKSUM_MISMATCH         STATUS(0xC0000221)
 #define STATUS_IMAGE_MACHINE_TYPE_MISMATCH_EXE STATUS(0xC0000720)
 #define STATUS_INVALID_IMAGE_WIN_32            STATUS(0xC0000359)
 #define STATUS_NOT_FOUND                       STATUS(0xC0000225)

@@ -8,45 +8,37 @@ typedef struct _BOOT_STATUS {
     ULONG Signature, Version, FailedBoots, Limit;
     UCHAR Fill[512 - 16];
 } BOOT_STATUS, *PBOOT_STATUS;
-ASSERT_SIZE(BOOT_STATUS, 512);
 
-#define BOOT_STATUS_FILE      "Windows\\bootstat.dat"
-#define BOOT_STATUS_SIGNATURE 0x41545342 /* "BSTA" */
+#define BOOT_STATUS_FILE "Windows\\bootstat.dat"
 enum { WHITE_ON_BLUE = 0x1F, SCAN_ENTER = 0x1C, PIC_DATA = 0x21, PIC_KEYBOARD = 2 };
 
 /* Changes the count in place: one sector. */
-static BOOLEAN BootStatusUpdate(PBOOT_STATUS Data, BOOLEAN Failing) {
+static NTSTATUS BootStatusCount(PBOOT_STATUS Data, BOOLEAN Failing) {
     FAT_FILE File;
-    ULONG Count = 0;
-    NTSTATUS Status = FatOpen(BOOT_STATUS_FILE, &File);
-    if (NT_SUCCESS(Status)) Status = FatRead(&File, 0, Data, sizeof(*Data), &Count);
-    if (!NT_SUCCESS(Status) || Count != sizeof(*Data) || Data->Version != 1 ||
-        Data->Signature != BOOT_STATUS_SIGNATURE) {
-        DbgPrint("boot: C:\\%s is missing or damaged, status %08x: boots are not counted\n",
-            BOOT_STATUS_FILE, Status);
-        return FALSE;
-    }
-    BOOT_STATUS New = *Data;
-    New.FailedBoots = Failing ? Data->FailedBoots + 1 : 0;
-    if (New.FailedBoots != Data->FailedBoots)
-        Status = FatWrite(&File, 0, &New, sizeof(New), &Count);
-    if (NT_SUCCESS(Status)) Status = HalDiskFlush();
-    if (!NT_SUCCESS(Status)) DbgPrint("boot: C:\\%s: status %08x\n", BOOT_STATUS_FILE, Status);
-    return TRUE;
+    ULONG Count;
+    TRY(FatOpen(BOOT_STATUS_FILE, &File));
+    TRY(FatRead(&File, 0, Data, sizeof(*Data), &Count));
+    if (Count != sizeof(*Data) || Data->Version != 1 || Data->Signature != 0x41545342)
+        return STATUS_DISK_CORRUPT_ERROR;
+    Data->FailedBoots = Failing ? Data->FailedBoots + 1 : 0;
+    TRY(FatWrite(&File, 0, Data, sizeof(*Data), &Count));
+    return HalDiskFlush();
 }
 
 void BootStatusSucceed(void) {
     BOOT_STATUS Data;
-    BootStatusUpdate(&Data, FALSE);
+    BootStatusCount(&Data, FALSE);
 }
 
 void BootStatusBegin(void) {
     BOOT_STATUS Data;
-    if (!BootStatusUpdate(&Data, TRUE) || Data.Limit == 0 || Data.FailedBoots < Data.Limit) return;
+    NTSTATUS Status = BootStatusCount(&Data, TRUE);
+    if (!NT_SUCCESS(Status))
+        DbgPrint("boot: C:\\%s: status %08x: boots are not counted\n", BOOT_STATUS_FILE, Status);
+    if (!NT_SUCCESS(Status) || Data.Limit == 0 || Data.FailedBoots <= Data.Limit) return;
     HalScreenClear(WHITE_ON_BLUE);
     HalScreenPrint(3, 6, WHITE_ON_BLUE,
-        "Automatic Repair\n\n"
-        "Your PC did not start correctly\n\n"
+        "Automatic Repair\n\nYour PC did not start correctly\n\n"
         "After multiple tries, the operating system on your PC failed to start,\n"
         "so it needs to be repaired.\n\n"
         "Press Enter to try again");

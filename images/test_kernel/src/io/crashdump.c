@@ -4,85 +4,65 @@
 #include "dump.h"
 #include "mm.h"
 
-enum { SECTOR = 512, PIECE_PAGES = 32 };
+enum { SECTOR = 512, PIECE_PAGES = 32, MAXIMUM_EXTENTS = 256 };
 
 PVOID KiDumpHeader;
-PCSTR IopDumpFailure = "The crash dump was not set up.";
 void (*IopDumpProgress)(ULONG Percent);
+static CHAR IopFailureText[160] = "The crash dump was not set up.";
+PCSTR IopDumpFailure = IopFailureText;
 extern struct _KDDEBUGGER_DATA64 KdDebuggerDataBlock;
 static PBITMAP_DUMP IopBitmap;
-static ULONG IopBitmapBytes, IopSetting; /* CrashDumpEnabled of this boot */
-static FAT_EXTENT IopPagefile[256];
-static ULONG IopPagefileExtents;
-static CHAR IopFailureText[160];
+static ULONG IopBitmapBytes, IopSetting; /* CrashDumpEnabled; 3, small dumps, works as 7 here */
+static FAT_EXTENT IopExtents[2][MAXIMUM_EXTENTS], *IopPagefile = IopExtents[0];
+static ULONG IopPagefileExtents, IopPagefileBytes;
 
-static void IopFail(PCSTR Format, ...) {
+static BOOLEAN IopFail(PCSTR Format, ...) {
     va_list Arguments;
     va_start(Arguments, Format);
     RtlFormatV(IopFailureText, sizeof(IopFailureText), Format, Arguments);
     va_end(Arguments);
-    IopDumpFailure = IopFailureText;
+    return FALSE;
 }
 
 void IopLocatePagefile(void) {
-    FAT_FILE File;
+    FAT_FILE File = {.Size = 0};
     ULONG Count = 0;
-    IopPagefileExtents = 0; /* a crash right now must not write to where it was */
+    FAT_EXTENT *Next = IopPagefile == IopExtents[0] ? IopExtents[1] : IopExtents[0];
     NTSTATUS Status = FatOpen("pagefile.sys", &File);
-    if (NT_SUCCESS(Status))
-        Status = FatGetExtents(&File, IopPagefile, ARRAY_SIZE(IopPagefile), &Count);
-    if (NT_SUCCESS(Status))
-        IopPagefileExtents = Count;
-    else
-        IopFail("No crash dump: C:\\pagefile.sys %s, status %08x.",
-            Count ? "lies in too many pieces" : "cannot be found", Status);
+    if (NT_SUCCESS(Status)) Status = FatGetExtents(&File, Next, MAXIMUM_EXTENTS, &Count);
+    KiDisable(); /* looking takes long: a crash until now goes to where it was */
+    IopPagefile = Next;
+    IopPagefileBytes = File.Size;
+    IopPagefileExtents = NT_SUCCESS(Status) ? Count : 0;
+    KiEnable();
+    if (!NT_SUCCESS(Status))
+        IopFail("No crash dump: C:\\pagefile.sys cannot be used, status %08x.", Status);
 }
 
 ULONG IopCrashDumpType(void) { return IopSetting; }
 
-void IopInitializeCrashDump(void) {
-    ULONG Bits = (ULONG)(MmHighestPhysicalPage + 64) & ~63U;
-    IopBitmapBytes = (ULONG)ROUND_TO_PAGES(sizeof(BITMAP_DUMP) + Bits / 8);
-    PHYSICAL Memory = MiAllocatePages(2 + (ULONG)BYTES_TO_PAGES(IopBitmapBytes));
-    if (Memory == 0) /* PHASE1_INITIALIZATION_FAILED */
-        KeBugCheckEx(0x32, (ULONG)STATUS_INSUFFICIENT_RESOURCES, 0, 0, 0);
-    KiDumpHeader = MiPhysicalToVirtual(Memory);
-    IopBitmap = MiPhysicalToVirtual(Memory + DUMP_HEADER_BYTES);
-    IopSetting = CmQueryDword(CM_CRASH_CONTROL, "CrashDumpEnabled", 0);
-    if (IopSetting == 3) {
-        DbgPrint("io: this kernel writes no small memory dumps: CrashDumpEnabled 3 works as 7\n");
-        IopSetting = 7;
-    }
-    IopBitmap->Pages = Bits;
-    IopLocatePagefile();
-    KiFillDumpHeader(DUMP_TYPE_FULL); /* for the hypervisor's dump of a running machine */
-}
-
-/* Marks the pages a kernel dump holds and returns their number. */
-static ULONG64 IopFillBitmap(void) {
+/* Marks the pages a dump holds: all memory, or what is in use. */
+static void IopFillBitmap(BOOLEAN All) {
     const PHYSICAL_MEMORY_DESCRIPTOR *Memory = &MmPhysicalMemoryBlock;
-    ULONG64 Count = 0;
-    memset(IopBitmap->Bitmap, 0, IopBitmap->Pages / 8);
-    for (ULONG i = 0; i < Memory->NumberOfRuns; i++) {
-        PFN_NUMBER End = Memory->Run[i].BasePage + Memory->Run[i].PageCount;
-        for (PFN_NUMBER Page = Memory->Run[i].BasePage; Page < End; Page++)
-            if (MiIsPageInUse(Page)) {
-                IopBitmap->Bitmap[Page / 64] |= 1ULL << Page % 64;
-                Count++;
-            }
-    }
     IopBitmap->Signature = 0x504D4453; /* "SDMP" */
     IopBitmap->ValidDump = 0x504D5544; /* "DUMP" */
-    IopBitmap->FirstPage = DUMP_HEADER_BYTES + IopBitmapBytes;
-    IopBitmap->TotalPresentPages = Count;
-    return Count;
+    IopBitmap->FirstPage = DUMP_HEADER_BYTES + (All ? 0 : IopBitmapBytes);
+    IopBitmap->TotalPresentPages = 0;
+    memset(IopBitmap->Bitmap, 0, IopBitmap->Pages / 8);
+    for (ULONG i = 0; i < Memory->NumberOfRuns; i++)
+        for (PFN_NUMBER n = 0, Page; n < Memory->Run[i].PageCount; n++) {
+            Page = Memory->Run[i].BasePage + n;
+            if (!All && !MiIsPageInUse(Page)) continue;
+            IopBitmap->Bitmap[Page / 64] |= 1ULL << Page % 64;
+            IopBitmap->TotalPresentPages++;
+        }
 }
 
-void KiFillDumpHeader(ULONG DumpType) {
+/* From KiBugcheckData and the context in the PRCB. */
+static void IopFillHeader(BOOLEAN All) {
     PDUMP_HEADER64 Header = KiDumpHeader;
     const CONTEXT *Context = &KeGetPcr()->Prcb.ProcessorState.ContextFrame;
-    for (ULONG i = 0; i < DUMP_HEADER_BYTES / sizeof(ULONG); i++)
-        ((PULONG)Header)[i] = DUMP_SIGNATURE;
+    for (ULONG i = 0; i < DUMP_HEADER_BYTES / 4; i++) ((PULONG)Header)[i] = DUMP_SIGNATURE;
     Header->ValidDump = DUMP_VALID;
     Header->MajorVersion = 15; /* free build */
     Header->MinorVersion = 19041;
@@ -102,15 +82,27 @@ void KiFillDumpHeader(ULONG DumpType) {
     Header->Exception = (EXCEPTION_RECORD){.ExceptionCode = STATUS_BREAKPOINT,
         .ExceptionFlags = 1,
         .ExceptionAddress = (PVOID)Context->Rip};
-    Header->DumpType = DumpType;
-    Header->RequiredDumpSpace =
-        DumpType == DUMP_TYPE_FULL
-            ? DUMP_HEADER_BYTES + MmPhysicalMemoryBlock.NumberOfPages * PAGE_SIZE
-            : DUMP_HEADER_BYTES + IopBitmapBytes + IopFillBitmap() * PAGE_SIZE;
+    Header->DumpType = All ? DUMP_TYPE_FULL : DUMP_TYPE_BITMAP_KERNEL;
+    IopFillBitmap(All);
+    Header->RequiredDumpSpace = IopBitmap->FirstPage + IopBitmap->TotalPresentPages * PAGE_SIZE;
     Header->SystemTime = KiQuerySystemTime();
     Header->SystemUpTime = KiQueryInterruptTime();
     Header->ProductType = 1;   /* NtProductWinNt: workstation */
     Header->SuiteMask = 0x110; /* terminal services, single user */
+}
+
+void IopInitializeCrashDump(void) {
+    ULONG Bits = (ULONG)(MmHighestPhysicalPage + 64) & ~63U;
+    IopBitmapBytes = (ULONG)ROUND_TO_PAGES(sizeof(BITMAP_DUMP) + Bits / 8);
+    PHYSICAL Memory = MiAllocatePages(2 + (ULONG)BYTES_TO_PAGES(IopBitmapBytes));
+    if (Memory == 0) /* PHASE1_INITIALIZATION_FAILED */
+        KeBugCheckEx(0x32, (ULONG)STATUS_INSUFFICIENT_RESOURCES, 0, 0, 0);
+    KiDumpHeader = MiPhysicalToVirtual(Memory);
+    IopBitmap = MiPhysicalToVirtual(Memory + DUMP_HEADER_BYTES);
+    IopBitmap->Pages = Bits;
+    IopSetting = CmQueryDword(CM_CRASH_CONTROL, "CrashDumpEnabled", 0);
+    IopLocatePagefile();
+    IopFillHeader(TRUE); /* for the hypervisor's dump of a running machine */
 }
 
 /* Whole sectors at an offset in the pagefile, wherever on the disk its pieces lie. */
@@ -121,8 +113,7 @@ static NTSTATUS IopWritePagefile(ULONG64 Offset, const void *Buffer, ULONG Bytes
         const FAT_EXTENT *Extent = &IopPagefile[i];
         if (Sector < Extent->Sectors) {
             ULONG Part = (ULONG)MIN(Left, Extent->Sectors - Sector);
-            NTSTATUS Status = HalDiskWrite(Extent->Lba + Sector, Part, Buffer);
-            if (!NT_SUCCESS(Status)) return Status;
+            TRY(HalDiskWrite(Extent->Lba + Sector, Part, Buffer));
             Buffer = (const UCHAR *)Buffer + Part * SECTOR;
             Left -= Part;
             Sector += Part;
@@ -132,63 +123,46 @@ static NTSTATUS IopWritePagefile(ULONG64 Offset, const void *Buffer, ULONG Bytes
     return Left ? STATUS_DISK_FULL : STATUS_SUCCESS;
 }
 
-/* The pages of memory, all or those in the bitmap, as many at a time as lie side by side. */
-static NTSTATUS IopWritePages(BOOLEAN All, ULONG64 Offset, ULONG64 Total) {
-    const PHYSICAL_MEMORY_DESCRIPTOR *Memory = &MmPhysicalMemoryBlock;
-    ULONG64 Done = 0;
-    for (ULONG i = 0; i < Memory->NumberOfRuns; i++) {
-        PFN_NUMBER Page = Memory->Run[i].BasePage, End = Page + Memory->Run[i].PageCount;
-        while (Page < End) {
-            ULONG Count = 0;
-            while (Count < PIECE_PAGES && Page + Count < End &&
-                   (All || IopBitmap->Bitmap[(Page + Count) / 64] >> (Page + Count) % 64 & 1))
-                Count++;
-            NTSTATUS Status = Count
-                                  ? IopWritePagefile(Offset + Done * PAGE_SIZE,
-                                        MiPhysicalToVirtual(Page << PAGE_SHIFT), Count * PAGE_SIZE)
-                                  : STATUS_SUCCESS;
-            if (!NT_SUCCESS(Status)) return Status;
-            if (IopDumpProgress && Done * 100 / Total != (Done + Count) * 100 / Total)
-                IopDumpProgress((ULONG)((Done + Count) * 100 / Total));
-            Done += Count;
-            Page += MAX(Count, 1U);
-        }
+/* The pages in the bitmap, as many at a time as lie side by side. */
+static NTSTATUS IopWritePages(void) {
+    ULONG64 Done = 0, Total = IopBitmap->TotalPresentPages;
+    for (PFN_NUMBER Page = 0, Count; Page < IopBitmap->Pages; Page += MAX(Count, 1)) {
+        for (Count = 0; Count < PIECE_PAGES && Page + Count < IopBitmap->Pages; Count++)
+            if (!(IopBitmap->Bitmap[(Page + Count) / 64] >> (Page + Count) % 64 & 1)) break;
+        if (Count == 0) continue;
+        TRY(IopWritePagefile(IopBitmap->FirstPage + Done * PAGE_SIZE,
+            MiPhysicalToVirtual(Page << PAGE_SHIFT), (ULONG)(Count * PAGE_SIZE)));
+        Done += Count;
+        IopDumpProgress((ULONG)(Done * 100 / Total));
     }
     return STATUS_SUCCESS;
+}
+
+/* The first sector makes the dump: an old one goes first, the new one comes last. Whatever stops
+ * the writing in between, nobody takes the rest for a dump. */
+static NTSTATUS IopWriteDump(BOOLEAN All) {
+    static UCHAR Zeros[SECTOR];
+    HalDiskReset();
+    TRY(IopWritePagefile(0, Zeros, SECTOR));
+    TRY(HalDiskFlush());
+    if (!All) TRY(IopWritePagefile(DUMP_HEADER_BYTES, IopBitmap, IopBitmapBytes));
+    TRY(IopWritePages());
+    TRY(IopWritePagefile(SECTOR, (PUCHAR)KiDumpHeader + SECTOR, DUMP_HEADER_BYTES - SECTOR));
+    TRY(HalDiskFlush());
+    TRY(IopWritePagefile(0, KiDumpHeader, SECTOR));
+    return HalDiskFlush();
 }
 
 BOOLEAN IopWriteCrashDump(void) {
     PDUMP_HEADER64 Header = KiDumpHeader;
     BOOLEAN All = IopSetting == 1;
-    ULONG64 Size = 0;
-    NTSTATUS Status;
-    if (IopSetting == 0) IopFail("No crash dump: CrashControl\\CrashDumpEnabled is 0.");
-    if (IopSetting == 0 || !IopPagefileExtents) return FALSE;
-    KiFillDumpHeader(All ? DUMP_TYPE_FULL : DUMP_TYPE_BITMAP_KERNEL);
-    for (ULONG i = 0; i < IopPagefileExtents; i++) Size += (ULONG64)IopPagefile[i].Sectors * SECTOR;
-    if (Size < Header->RequiredDumpSpace) {
-        IopFail("No crash dump: C:\\pagefile.sys has %llu KiB, the dump needs %llu KiB.",
-            Size / 1024, Header->RequiredDumpSpace / 1024);
-        return FALSE;
-    }
-    /* The first sector makes the dump: an old one goes first, the new one comes last. Whatever
-     * stops the writing in between, nobody takes the rest for a dump. */
-    static UCHAR Zeros[SECTOR];
-    ULONG64 First = All ? DUMP_HEADER_BYTES : IopBitmap->FirstPage;
-    HalDiskReset();
-    if (!NT_SUCCESS(Status = IopWritePagefile(0, Zeros, SECTOR)) ||
-        !NT_SUCCESS(Status = HalDiskFlush()) ||
-        (!All &&
-            !NT_SUCCESS(Status = IopWritePagefile(DUMP_HEADER_BYTES, IopBitmap, IopBitmapBytes))) ||
-        !NT_SUCCESS(
-            Status = IopWritePages(All, First, (Header->RequiredDumpSpace - First) / PAGE_SIZE)) ||
-        !NT_SUCCESS(Status = IopWritePagefile(
-                        SECTOR, (PUCHAR)Header + SECTOR, DUMP_HEADER_BYTES - SECTOR)) ||
-        !NT_SUCCESS(Status = HalDiskFlush()) ||
-        !NT_SUCCESS(Status = IopWritePagefile(0, Header, SECTOR)) ||
-        !NT_SUCCESS(Status = HalDiskFlush())) {
-        IopFail("No crash dump: writing to C:\\pagefile.sys failed, status %08x.", Status);
-        return FALSE;
-    }
-    return TRUE;
+    if (IopSetting == 0) return IopFail("No crash dump: CrashControl\\CrashDumpEnabled is 0.");
+    if (!IopPagefileExtents) return FALSE;
+    IopFillHeader(All);
+    if (IopPagefileBytes < Header->RequiredDumpSpace)
+        return IopFail("No crash dump: C:\\pagefile.sys has %u KiB, the dump needs %llu KiB.",
+            IopPagefileBytes / 1024, Header->RequiredDumpSpace / 1024);
+    NTSTATUS Status = IopWriteDump(All);
+    return NT_SUCCESS(Status) ||
+           IopFail("No crash dump: writing to C:\\pagefile.sys failed, status %08x.", Status);
 }

@@ -1,15 +1,12 @@
-/* Driver images: mapped, relocated, linked against the kernel's exports, protected, started,
- * stopped. */
+/* Driver images: mapped, linked against the kernel's exports, protected, started, stopped. */
 #include "image.h"
 #include "ke.h"
 #include "mm.h"
 
 typedef struct _IMAGE_EXPORT_DIRECTORY {
-    ULONG Unused[5], NumberOfFunctions, NumberOfNames, AddressOfFunctions, AddressOfNames,
-        AddressOfNameOrdinals;
+    ULONG Unused[6], NumberOfNames, AddressOfFunctions, AddressOfNames, AddressOfNameOrdinals;
 } IMAGE_EXPORT_DIRECTORY;
 ASSERT_OFFSET(IMAGE_EXPORT_DIRECTORY, AddressOfFunctions, 0x1C);
-
 typedef struct _IMAGE_IMPORT_DESCRIPTOR {
     ULONG OriginalFirstThunk, Unused[2], Name, FirstThunk;
 } IMAGE_IMPORT_DESCRIPTOR;
@@ -19,18 +16,19 @@ LIST_ENTRY IopDrivers = {&IopDrivers, &IopDrivers};
 CHAR IopLoadError[160];
 static PKLDR_DATA_TABLE_ENTRY PsNtosImage;
 void MiRememberUnloadedDriver(PKLDR_DATA_TABLE_ENTRY Entry);
+#define REFUSE(status, ...) (RtlFormat(IopLoadError, sizeof(IopLoadError), __VA_ARGS__), (status))
 
 static PKLDR_DATA_TABLE_ENTRY MiInsertModule(PVOID Base, PCSTR FullName, PCSTR BaseName) {
     PIMAGE_NT_HEADERS64 Headers = RtlImageNtHeader(Base);
     PKLDR_DATA_TABLE_ENTRY Entry = ExAllocatePool2(0x40, sizeof(*Entry), 'dLmM');
+    IMAGE_DATA_DIRECTORY *Exceptions = &Headers->DataDirectory[DIRECTORY_EXCEPTION];
     Entry->DllBase = Base;
     Entry->EntryPoint = (PUCHAR)Base + Headers->AddressOfEntryPoint;
     Entry->SizeOfImage = Headers->SizeOfImage;
     Entry->CheckSum = Headers->CheckSum;
     Entry->TimeDateStamp = Headers->TimeDateStamp;
-    Entry->ExceptionTable =
-        (PUCHAR)Base + Headers->DataDirectory[DIRECTORY_EXCEPTION].VirtualAddress;
-    Entry->ExceptionTableSize = Headers->DataDirectory[DIRECTORY_EXCEPTION].Size;
+    Entry->ExceptionTable = (PUCHAR)Base + Exceptions->VirtualAddress;
+    Entry->ExceptionTableSize = Exceptions->Size;
     Entry->Flags = 0x09104000;
     Entry->LoadCount = 1;
     RtlTextToUnicode(FullName, &Entry->FullDllName);
@@ -45,10 +43,9 @@ void IopInitializeModuleList(void) {
 }
 
 PKLDR_DATA_TABLE_ENTRY MiModuleFromAddress(ULONG64 Address) {
-    for (PLIST_ENTRY Link = PsLoadedModuleList.Flink; Link != &PsLoadedModuleList;
-         Link = Link->Flink) {
-        PKLDR_DATA_TABLE_ENTRY Entry =
-            CONTAINING_RECORD(Link, KLDR_DATA_TABLE_ENTRY, InLoadOrderLinks);
+    PLIST_ENTRY Link = PsLoadedModuleList.Flink;
+    for (PKLDR_DATA_TABLE_ENTRY Entry; Link != &PsLoadedModuleList; Link = Link->Flink) {
+        Entry = CONTAINING_RECORD(Link, KLDR_DATA_TABLE_ENTRY, InLoadOrderLinks);
         if (Address - (ULONG64)Entry->DllBase < Entry->SizeOfImage) return Entry;
     }
     return NULL;
@@ -59,17 +56,13 @@ static PVOID MiFindExport(PVOID Base, PCSTR Name) {
     ULONG Rva = RtlImageNtHeader(Base)->DataDirectory[DIRECTORY_EXPORT].VirtualAddress;
     const IMAGE_EXPORT_DIRECTORY *Exports = (PVOID)(Image + Rva);
     const ULONG *Names = (PVOID)(Image + Exports->AddressOfNames);
-    for (ULONG Low = 0, High = Exports->NumberOfNames; Low < High;) {
-        ULONG Middle = (Low + High) / 2;
-        int Order = strcmp(Name, (PCSTR)Image + Names[Middle]);
-        if (Order == 0) {
-            USHORT Ordinal = ((PUSHORT)(Image + Exports->AddressOfNameOrdinals))[Middle];
-            return Image + ((PULONG)(Image + Exports->AddressOfFunctions))[Ordinal];
-        }
-        if (Order < 0)
-            High = Middle;
-        else
-            Low = Middle + 1;
+    const ULONG *Functions = (PVOID)(Image + Exports->AddressOfFunctions);
+    const USHORT *Ordinals = (PVOID)(Image + Exports->AddressOfNameOrdinals);
+    for (ULONG Low = 0, High = Exports->NumberOfNames, Middle; Low < High;) {
+        int Order = strcmp(Name, (PCSTR)Image + Names[Middle = (Low + High) / 2]);
+        if (Order == 0) return Image + Functions[Ordinals[Middle]];
+        Low = Order < 0 ? Low : Middle + 1;
+        High = Order < 0 ? Middle : High;
     }
     return NULL;
 }
@@ -83,24 +76,16 @@ static NTSTATUS MiResolveImports(PUCHAR Image, PIMAGE_NT_HEADERS64 Headers, PCST
             return STATUS_INVALID_IMAGE_FORMAT;
         PCSTR Module = (PCSTR)Image + Import->Name;
         if (RtlCompareTextInsensitive(Module, "ntoskrnl.exe") &&
-            RtlCompareTextInsensitive(Module, "hal.dll")) {
-            RtlFormat(IopLoadError, sizeof(IopLoadError), "%s needs %s, which is not here",
-                FileName, Module);
-            return STATUS_OBJECT_NAME_NOT_FOUND;
-        }
+            RtlCompareTextInsensitive(Module, "hal.dll"))
+            return REFUSE(
+                STATUS_OBJECT_NAME_NOT_FOUND, "%s needs %s, which is not here", FileName, Module);
         for (PULONG64 Thunk = (PULONG64)(Image + Import->FirstThunk);
              (ULONG)((PUCHAR)Thunk - Image) <= Headers->SizeOfImage - 8 && *Thunk; Thunk++) {
-            PVOID Function = NULL;
-            PCSTR Name = "(an ordinal)";
-            if (*Thunk < Limit) {
-                Name = (PCSTR)Image + *Thunk + 2;
-                Function = MiFindExport(PsNtosImage->DllBase, Name);
-            }
-            if (!Function) {
-                RtlFormat(IopLoadError, sizeof(IopLoadError), "%s: unresolved import %s!%s",
-                    FileName, Module, Name);
-                return *Thunk >> 63 ? STATUS_ORDINAL_NOT_FOUND : STATUS_ENTRYPOINT_NOT_FOUND;
-            }
+            PCSTR Name = *Thunk < Limit ? (PCSTR)Image + *Thunk + 2 : "(an ordinal)";
+            PVOID Function = *Thunk < Limit ? MiFindExport(PsNtosImage->DllBase, Name) : NULL;
+            if (!Function)
+                return REFUSE(*Thunk >> 63 ? STATUS_ORDINAL_NOT_FOUND : STATUS_ENTRYPOINT_NOT_FOUND,
+                    "%s: unresolved import %s!%s", FileName, Module, Name);
             *Thunk = (ULONG64)Function;
         }
     }
@@ -115,56 +100,43 @@ static void MiSetSecurityCookie(PUCHAR Image, PIMAGE_NT_HEADERS64 Headers) {
     if (Rva < Headers->SizeOfImage - 8) *(PULONG64)(Image + Rva) = KiRandom() & 0xFFFFFFFFFFFF;
 }
 
-static NTSTATUS MiLoadImage(PCSTR VolumePath, PCSTR FileName, PKLDR_DATA_TABLE_ENTRY *Result) {
-    PUCHAR File, Image = NULL;
-    ULONG Size, Pages = 0;
-    PIMAGE_NT_HEADERS64 Headers;
-    NTSTATUS Status = FatLoadFile(VolumePath, (PVOID *)&File, &Size);
-    if (!NT_SUCCESS(Status)) {
-        RtlFormat(IopLoadError, sizeof(IopLoadError), "\\%s: cannot be read", VolumePath);
-        return Status;
-    }
-    if (!NT_SUCCESS(Status = MiCheckImage(File, Size, &Headers)))
-        RtlFormat(
-            IopLoadError, sizeof(IopLoadError), "%s is not a valid x64 driver image", FileName);
-    else {
-        Pages = (ULONG)BYTES_TO_PAGES(Headers->SizeOfImage);
-        Image = MiReserveSystemSpace(Pages * PAGE_SIZE);
-        Status = MiMapNewPages(Image, Pages);
-    }
-    if (!NT_SUCCESS(Status)) {
-        KiFree(File);
-        return Status;
-    }
-    PIMAGE_SECTION_HEADER Sections =
-        (PVOID)((PUCHAR)&Headers->Magic + Headers->SizeOfOptionalHeader);
-    ULONG Count = Headers->NumberOfSections;
-    memcpy(Image, File, Headers->SizeOfHeaders);
-    for (ULONG i = 0; i < Count; i++)
-        memcpy(Image + Sections[i].VirtualAddress, File + Sections[i].PointerToRawData,
-            Sections[i].SizeOfRawData);
-    if (!NT_SUCCESS(Status = MiRelocate(Image, Headers, (ULONG64)Image)))
-        RtlFormat(IopLoadError, sizeof(IopLoadError), "%s has bad relocations", FileName);
-    else
-        Status = MiResolveImports(Image, Headers, FileName);
-    if (!NT_SUCCESS(Status)) {
-        MiUnmapAndFree(Image, Pages);
-        KiFree(File);
-        return Status;
-    }
+/* Lays the file out in new pages, links it, and only then protects each section as it asks. */
+static NTSTATUS MiMapImage(
+    PUCHAR File, PIMAGE_NT_HEADERS64 Headers, PCSTR FileName, PUCHAR *Result) {
+    ULONG Pages = (ULONG)BYTES_TO_PAGES(Headers->SizeOfImage);
+    PUCHAR Image = *Result = MiReserveSystemSpace(Pages * PAGE_SIZE);
+    TRY(MiMapNewPages(Image, Pages));
+    PIMAGE_SECTION_HEADER Section = MiLayOutImage(File, Image, Headers);
+    NTSTATUS Status = MiRelocate(Image, Headers, (ULONG64)Image);
+    Status = NT_SUCCESS(Status) ? MiResolveImports(Image, Headers, FileName)
+                                : REFUSE(Status, "%s has bad relocations", FileName);
+    if (!NT_SUCCESS(Status)) MiUnmapAndFree(Image, Pages);
+    TRY(Status);
     MiSetSecurityCookie(Image, Headers);
-    for (ULONG i = 0; i < Count; i++) {
-        ULONG Flags = Sections[i].Characteristics;
-        for (ULONG Offset = 0; Offset < MAX(Sections[i].VirtualSize, 1); Offset += PAGE_SIZE) {
-            PUCHAR Page = Image + Sections[i].VirtualAddress + Offset;
-            MiMapPage(Page, MiGetPhysicalAddress(Page),
-                (Flags & SECTION_WRITE ? MI_WRITE : 0) |
-                    (Flags & SECTION_EXECUTE ? MI_EXECUTE : 0));
+    MiMapPage(Image, MiGetPhysicalAddress(Image), 0);
+    for (ULONG Left = Headers->NumberOfSections; Left; Left--, Section++) {
+        ULONG Flags = Section->Characteristics & SECTION_WRITE ? MI_WRITE : 0;
+        if (Section->Characteristics & SECTION_EXECUTE) Flags |= MI_EXECUTE;
+        for (ULONG Offset = 0; Offset < MAX(Section->VirtualSize, 1); Offset += PAGE_SIZE) {
+            PUCHAR Page = Image + Section->VirtualAddress + Offset;
+            MiMapPage(Page, MiGetPhysicalAddress(Page), Flags);
         }
     }
-    MiMapPage(Image, MiGetPhysicalAddress(Image), 0);
-    KiFree(File);
+    return STATUS_SUCCESS;
+}
+
+static NTSTATUS MiLoadImage(PCSTR VolumePath, PCSTR FileName, PKLDR_DATA_TABLE_ENTRY *Result) {
     CHAR FullName[300];
+    PUCHAR File, Image;
+    ULONG Size;
+    PIMAGE_NT_HEADERS64 Headers;
+    NTSTATUS Status = FatLoadFile(VolumePath, (PVOID *)&File, &Size);
+    if (!NT_SUCCESS(Status)) return REFUSE(Status, "\\%s: cannot be read", VolumePath);
+    Status = MiCheckImage(File, Size, &Headers);
+    Status = NT_SUCCESS(Status) ? MiMapImage(File, Headers, FileName, &Image)
+                                : REFUSE(Status, "%s is not a valid x64 driver image", FileName);
+    KiFree(File);
+    TRY(Status);
     RtlFormat(FullName, sizeof(FullName), "\\SystemRoot%s",
         VolumePath + (RtlCompareTextInsensitiveN(VolumePath, "Windows", 7) ? 0 : 7));
     *Result = MiInsertModule(Image, FullName, FileName);
@@ -209,11 +181,9 @@ static NOINLINE NTSTATUS PnpCallDriverEntry(PCSTR Service, PKLDR_DATA_TABLE_ENTR
         InsertTailList(&IopDrivers, &Driver->Link);
         return STATUS_SUCCESS;
     }
-    RtlFormat(
-        IopLoadError, sizeof(IopLoadError), "%s: DriverEntry returned 0x%08x", Service, Status);
     MiUnloadImage(Module);
     KiFree(Driver);
-    return Status;
+    return REFUSE(Status, "%s: DriverEntry returned 0x%08x", Service, Status);
 }
 
 NOINLINE NTSTATUS IopLoadDriver(PCSTR Service) {

@@ -1,13 +1,12 @@
 /* The Zw file calls over FAT32, with the structures and status codes of the DDK (ntifs.h). Left
- * out: sharing modes (every open shares all), paths relative to a handle, events and APCs at
- * completion, extended attributes, most information classes; a file marked for deletion goes with
- * the handle that marked it, not with the last one. */
+ * out: sharing modes (every open shares all), paths relative to a handle, events, APCs, most
+ * classes of information; a file marked for deletion goes with the handle that marked it. */
 #include "ob.h"
 
 enum { FILE_SUPERSEDE, FILE_OPEN, FILE_CREATE, FILE_OPEN_IF, FILE_OVERWRITE, FILE_OVERWRITE_IF };
 enum { FILE_SUPERSEDED, FILE_OPENED, FILE_CREATED, FILE_OVERWRITTEN, FILE_EXISTS, FILE_MISSING };
-enum { OPTION_DIRECTORY = 1, OPTION_SYNCHRONOUS = 0x30, OPTION_NOT_DIRECTORY = 0x40 };
-enum { OPTION_DELETE_ON_CLOSE = 0x1000 };
+enum { DIRECTORY_FILE = 1, SYNCHRONOUS = 0x30, NON_DIRECTORY_FILE = 0x40 };
+enum { DELETE_ON_CLOSE = 0x1000, PATH_SIZE = 260 };
 enum { FILE_APPEND_DATA = 4, ANY_WRITE = 0x50000006 }; /* generic all and write, append, write */
 enum { ATTRIBUTE_READONLY = 1, ATTRIBUTE_DIRECTORY = 0x10, ATTRIBUTE_NORMAL = 0x80 };
 
@@ -17,7 +16,7 @@ typedef struct _OPEN_FILE {
     ULONG64 Position;
     ULONG Access, Options, Cursor; /* Cursor: of ZwQueryDirectoryFile */
     BOOLEAN DeletePending, Directory, Listed;
-    CHAR Path[260], Pattern[256];
+    CHAR Path[PATH_SIZE], Pattern[256];
 } OPEN_FILE, *POPEN_FILE;
 typedef struct _FILE_STANDARD_INFORMATION {
     LONG64 AllocationSize, EndOfFile;
@@ -31,16 +30,13 @@ typedef struct _FILE_DIRECTORY_INFORMATION {
     WCHAR FileName[];
 } FILE_DIRECTORY_INFORMATION, *PFILE_DIRECTORY_INFORMATION;
 
-/* -- open and close --------------------------------------------------------------------------- */
 static void IopDeleteFileObject(PVOID Body) {
     POPEN_FILE Open = Body;
-    NTSTATUS Status = Open->DeletePending ? FatDelete(&Open->File) : STATUS_SUCCESS;
-    if (!NT_SUCCESS(Status))
-        DbgPrint("io: C:\\%s could not be deleted: status %08x\n", Open->Path, Status);
+    if (Open->DeletePending && !NT_SUCCESS(FatDelete(&Open->File)))
+        DbgPrint("io: C:\\%s could not be deleted\n", Open->Path);
 }
 
-static OBJECT_TYPE IopFileType = {"File", IopDeleteFileObject};
-NTSYSAPI POBJECT_TYPE IoFileObjectType = &IopFileType;
+NTSYSAPI POBJECT_TYPE IoFileObjectType = &(OBJECT_TYPE){"File", IopDeleteFileObject};
 
 /* Opens or makes what Open->Path names; *Action says which. */
 static NTSTATUS IopOpenPath(POPEN_FILE Open, ULONG Disposition, ULONG_PTR *Action) {
@@ -50,20 +46,17 @@ static NTSTATUS IopOpenPath(POPEN_FILE Open, ULONG Disposition, ULONG_PTR *Actio
     NTSTATUS Status = FatOpen(Open->Path, File);
     *Action = NT_SUCCESS(Status) ? FILE_EXISTS : FILE_MISSING;
     if (Status == STATUS_OBJECT_NAME_NOT_FOUND && Make) {
-        TRY(FatCreate(Open->Path, (Open->Options & OPTION_DIRECTORY) != 0, File));
         *Action = FILE_CREATED;
-        return STATUS_SUCCESS;
+        return FatCreate(Open->Path, (Open->Options & DIRECTORY_FILE) != 0, File);
     }
     TRY(Status);
     BOOLEAN Directory = (File->Attributes & ATTRIBUTE_DIRECTORY) != 0;
     if (Disposition == FILE_CREATE || (Directory && Replace)) return STATUS_OBJECT_NAME_COLLISION;
-    if (Directory && Open->Options & OPTION_NOT_DIRECTORY) return STATUS_FILE_IS_A_DIRECTORY;
-    if (!Directory && Open->Options & OPTION_DIRECTORY) return STATUS_NOT_A_DIRECTORY;
+    if (Directory && Open->Options & NON_DIRECTORY_FILE) return STATUS_FILE_IS_A_DIRECTORY;
+    if (!Directory && Open->Options & DIRECTORY_FILE) return STATUS_NOT_A_DIRECTORY;
     if (File->Attributes & ATTRIBUTE_READONLY && (Replace || Open->Access & ANY_WRITE))
         return STATUS_ACCESS_DENIED;
-    *Action = Disposition == FILE_SUPERSEDE ? FILE_SUPERSEDED
-              : Replace                     ? FILE_OVERWRITTEN
-                                            : FILE_OPENED;
+    *Action = !Replace ? FILE_OPENED : Disposition ? FILE_OVERWRITTEN : FILE_SUPERSEDED;
     return Replace ? FatSetSize(File, 0) : STATUS_SUCCESS;
 }
 
@@ -78,14 +71,13 @@ NTSYSAPI NTSTATUS ZwCreateFile(PHANDLE Handle, ULONG Access, POBJECT_ATTRIBUTES 
     TRY(ObCreateObject(IoFileObjectType, sizeof(OPEN_FILE), (PVOID *)&Open));
     Open->Access = Access;
     Open->Options = Options;
-    NTSTATUS Status =
-        IopVolumePathFromUnicode(Attributes->ObjectName, Open->Path, sizeof(Open->Path));
+    NTSTATUS Status = IopVolumePathFromUnicode(Attributes->ObjectName, Open->Path, PATH_SIZE);
     if (NT_SUCCESS(Status)) Status = IopOpenPath(Open, Disposition, &Result->Information);
     Result->Status = Status;
     if (!NT_SUCCESS(Status)) ObfDereferenceObject(Open);
     TRY(Status);
     Open->Directory = (Open->File.Attributes & ATTRIBUTE_DIRECTORY) != 0;
-    Open->DeletePending = (Options & OPTION_DELETE_ON_CLOSE) != 0;
+    Open->DeletePending = (Options & DELETE_ON_CLOSE) != 0;
     return ObInsertObject(Open, Handle);
 }
 
@@ -93,14 +85,6 @@ NTSYSAPI NTSTATUS ZwOpenFile(PHANDLE Handle, ULONG Access, POBJECT_ATTRIBUTES At
     PIO_STATUS_BLOCK Result, ULONG Share, ULONG Options) {
     return ZwCreateFile(
         Handle, Access, Attributes, Result, NULL, 0, Share, FILE_OPEN, Options, NULL, 0);
-}
-
-/* -- read and write --------------------------------------------------------------------------- */
-static NTSTATUS IopStart(HANDLE Handle, HANDLE Event, PVOID Apc, POPEN_FILE *Open) {
-    if (Event || Apc) return STATUS_NOT_SUPPORTED;
-    TRY(ObReferenceObjectByHandle(Handle, 0, IoFileObjectType, 0, (PVOID *)Open, NULL));
-    KiAcquireMutex(&(*Open)->Lock);
-    return STATUS_SUCCESS;
 }
 
 static NTSTATUS IopFinish(POPEN_FILE Open, PIO_STATUS_BLOCK Result, NTSTATUS Status, ULONG Bytes) {
@@ -111,10 +95,16 @@ static NTSTATUS IopFinish(POPEN_FILE Open, PIO_STATUS_BLOCK Result, NTSTATUS Sta
     return Status;
 }
 
-/* The file as it is now: another handle may have changed it. */
-static NTSTATUS IopRefresh(POPEN_FILE Open) {
+/* The file as it is now: another handle may have changed it. To be followed by IopFinish. */
+static NTSTATUS IopStart(
+    HANDLE Handle, HANDLE Event, PVOID Apc, PIO_STATUS_BLOCK Result, POPEN_FILE *Open) {
     ULONG Count;
-    return Open->Directory ? STATUS_SUCCESS : FatWrite(&Open->File, 0, NULL, 0, &Count);
+    if (Event || Apc) return STATUS_NOT_SUPPORTED;
+    TRY(ObReferenceObjectByHandle(Handle, 0, IoFileObjectType, 0, (PVOID *)Open, NULL));
+    KiAcquireMutex(&(*Open)->Lock);
+    if ((*Open)->Directory) return STATUS_SUCCESS;
+    NTSTATUS Status = FatWrite(&(*Open)->File, 0, NULL, 0, &Count);
+    return NT_SUCCESS(Status) ? Status : IopFinish(*Open, Result, Status, 0);
 }
 
 /* Starts at the offset given; -1 is the end of file (writing), -2 or none at all the current
@@ -123,10 +113,9 @@ static NTSTATUS IopTransfer(POPEN_FILE Open, PVOID Buffer, ULONG Length, PLARGE_
     BOOLEAN Write, PULONG Count) {
     LONG64 At = Offset ? Offset->QuadPart : -2;
     if (Open->Directory) return STATUS_INVALID_DEVICE_REQUEST;
-    TRY(IopRefresh(Open));
     if (Write && (At == -1 || (Open->Access & ANY_WRITE) == FILE_APPEND_DATA))
         At = Open->File.Size;
-    else if (At == -2 && Open->Options & OPTION_SYNCHRONOUS)
+    else if (At == -2 && Open->Options & SYNCHRONOUS)
         At = (LONG64)Open->Position;
     if (At < 0) return STATUS_INVALID_PARAMETER;
     if (!Length) return STATUS_SUCCESS;
@@ -143,7 +132,7 @@ NTSYSAPI NTSTATUS ZwReadFile(HANDLE Handle, HANDLE Event, PVOID Apc, PVOID ApcCo
     POPEN_FILE Open;
     ULONG Count = 0;
     UNREFERENCED(ApcContext), UNREFERENCED(Key);
-    TRY(IopStart(Handle, Event, Apc, &Open));
+    TRY(IopStart(Handle, Event, Apc, Result, &Open));
     NTSTATUS Status = IopTransfer(Open, Buffer, Length, Offset, FALSE, &Count);
     return IopFinish(Open, Result, Status, Count);
 }
@@ -153,23 +142,21 @@ NTSYSAPI NTSTATUS ZwWriteFile(HANDLE Handle, HANDLE Event, PVOID Apc, PVOID ApcC
     POPEN_FILE Open;
     ULONG Count = 0;
     UNREFERENCED(ApcContext), UNREFERENCED(Key);
-    TRY(IopStart(Handle, Event, Apc, &Open));
+    TRY(IopStart(Handle, Event, Apc, Result, &Open));
     NTSTATUS Status = IopTransfer(Open, Buffer, Length, Offset, TRUE, &Count);
     return IopFinish(Open, Result, Status, Count);
 }
 
-/* -- information ------------------------------------------------------------------------------ */
 NTSYSAPI NTSTATUS ZwQueryInformationFile(HANDLE Handle, PIO_STATUS_BLOCK Result, PVOID Buffer,
     ULONG Length, FILE_INFORMATION_CLASS Class) {
     POPEN_FILE Open;
     FILE_STANDARD_INFORMATION *Information = Buffer;
     if (Class != FileStandardInformation) return STATUS_INVALID_INFO_CLASS;
     if (Length < sizeof(*Information)) return STATUS_INFO_LENGTH_MISMATCH;
-    TRY(IopStart(Handle, NULL, NULL, &Open));
-    NTSTATUS Status = IopRefresh(Open);
+    TRY(IopStart(Handle, NULL, NULL, Result, &Open));
     *Information = (FILE_STANDARD_INFORMATION){(LONG64)ROUND_TO_PAGES(Open->File.Size),
         Open->File.Size, 1, Open->DeletePending, Open->Directory};
-    return IopFinish(Open, Result, Status, sizeof(*Information));
+    return IopFinish(Open, Result, STATUS_SUCCESS, sizeof(*Information));
 }
 
 static NTSTATUS IopSetDeletePending(POPEN_FILE Open, BOOLEAN Delete) {
@@ -188,7 +175,6 @@ static NTSTATUS IopSetEndOfFile(POPEN_FILE Open, ULONG64 Size) {
     ULONG Count;
     if (Open->Directory) return STATUS_INVALID_PARAMETER;
     if (Size > 0xFFFFFFFF) return STATUS_DISK_FULL;
-    TRY(IopRefresh(Open));
     if (Size > Open->File.Size) /* what the file grows by reads as zeros */
         return FatWrite(&Open->File, (ULONG)Size - 1, &Zero, 1, &Count);
     return FatSetSize(&Open->File, (ULONG)Size);
@@ -200,13 +186,12 @@ NTSYSAPI NTSTATUS ZwSetInformationFile(HANDLE Handle, PIO_STATUS_BLOCK Result, P
     BOOLEAN Deletion = Class == FileDispositionInformation;
     if (!Deletion && Class != FileEndOfFileInformation) return STATUS_INVALID_INFO_CLASS;
     if (Length < (Deletion ? sizeof(BOOLEAN) : sizeof(LONG64))) return STATUS_INFO_LENGTH_MISMATCH;
-    TRY(IopStart(Handle, NULL, NULL, &Open));
+    TRY(IopStart(Handle, NULL, NULL, Result, &Open));
     NTSTATUS Status = Deletion ? IopSetDeletePending(Open, *(PUCHAR)Buffer)
                                : IopSetEndOfFile(Open, *(PULONG64)Buffer);
     return IopFinish(Open, Result, Status, 0);
 }
 
-/* -- directories ------------------------------------------------------------------------------ */
 /* Case-blind match of a pattern with * and ?; recursion depth: the number of stars. */
 static BOOLEAN IopMatches(PCSTR Pattern, PCSTR Name) {
     for (; *Pattern; Pattern++, Name++) {
@@ -228,16 +213,12 @@ static NTSTATUS IopNextEntry(
         NTSTATUS Status = FatReadDirectory(&Open->File, &Open->Cursor, &File);
         if (Status == STATUS_NO_MORE_FILES && !Open->Listed) return STATUS_NO_SUCH_FILE;
         TRY(Status);
-    } while (!IopMatches(Open->Pattern, File.Name));
+    } while (*Open->Pattern && !IopMatches(Open->Pattern, File.Name));
     ULONG Characters = (ULONG)strlen(File.Name);
-    *Entry = (FILE_DIRECTORY_INFORMATION){.CreationTime = File.CreateTime,
-        .LastAccessTime = File.WriteTime, /* FAT keeps no more of accesses than their day */
-        .LastWriteTime = File.WriteTime,
-        .ChangeTime = File.WriteTime,
-        .EndOfFile = File.Size,
-        .AllocationSize = (LONG64)ROUND_TO_PAGES(File.Size),
-        .FileAttributes = File.Attributes ? File.Attributes : ATTRIBUTE_NORMAL,
-        .FileNameLength = Characters * sizeof(WCHAR)};
+    /* FAT keeps no more of accesses than their day, and nothing of changes. */
+    *Entry = (FILE_DIRECTORY_INFORMATION){0, 0, File.CreateTime, File.WriteTime, File.WriteTime,
+        File.WriteTime, File.Size, (LONG64)ROUND_TO_PAGES(File.Size),
+        File.Attributes ? File.Attributes : ATTRIBUTE_NORMAL, Characters * sizeof(WCHAR)};
     Open->Listed = TRUE;
     ULONG Fitting = MIN(Characters, (Length - sizeof(*Entry)) / sizeof(WCHAR));
     for (ULONG i = 0; i < Fitting; i++) Entry->FileName[i] = (UCHAR)File.Name[i];
@@ -254,10 +235,9 @@ NTSYSAPI NTSTATUS ZwQueryDirectoryFile(HANDLE Handle, HANDLE Event, PVOID Apc, P
     UNREFERENCED(ApcContext), UNREFERENCED(Single);
     if (Class != FileDirectoryInformation) return STATUS_INVALID_INFO_CLASS;
     if (Length < sizeof(FILE_DIRECTORY_INFORMATION)) return STATUS_INFO_LENGTH_MISMATCH;
-    TRY(IopStart(Handle, Event, Apc, &Open));
-    if (!*Open->Pattern && Pattern) /* that of the first call stays */
+    TRY(IopStart(Handle, Event, Apc, Result, &Open));
+    if (!*Open->Pattern && Pattern) /* the first one given stays */
         RtlUnicodeToText(Pattern, Open->Pattern, sizeof(Open->Pattern));
-    if (!*Open->Pattern) RtlCopyText(Open->Pattern, sizeof(Open->Pattern), "*");
     if (Restart) Open->Cursor = 0;
     NTSTATUS Status =
         Open->Directory ? IopNextEntry(Open, Buffer, Length, &Used) : STATUS_INVALID_PARAMETER;

@@ -42,8 +42,6 @@ void KiStallMicroseconds(ULONG Microseconds) {
     while (KiReadTsc() - Start < Wait) __asm__ volatile("pause");
 }
 
-NTSYSAPI void KeStallExecutionProcessor(ULONG Microseconds) { KiStallMicroseconds(Microseconds); }
-
 NTSYSAPI LARGE_INTEGER KeQueryPerformanceCounter(PLARGE_INTEGER Frequency) {
     if (Frequency) Frequency->QuadPart = 10000000;
     return (LARGE_INTEGER){.QuadPart = (LONG64)KiQueryInterruptTime()};

@@ -60,13 +60,15 @@ static void KiInitializeTables(void) {
         KiSetGate(i, KiTrapVectors[i], i == 8 ? 1 : i == 2 ? 3 : 0, 0x8E);
     KiSetGate(0x29, (PVOID)KiRaiseSecurityCheckFailure, 0, 0xEE);
     for (ULONG i = 0; i < 16; i++) KiSetGate(0x30 + i, KiIsrVectors[i], 0, 0x8E);
-    KDESCRIPTOR Gdtr = {.Limit = sizeof(KiGdt) - 1, .Base = KiGdt};
-    KDESCRIPTOR Idtr = {.Limit = sizeof(KiIdt) - 1, .Base = KiIdt};
+    KSPECIAL_REGISTERS *Special = &KiPcr.Prcb.ProcessorState.SpecialRegisters;
+    Special->Gdtr = (KDESCRIPTOR){.Limit = sizeof(KiGdt) - 1, .Base = KiGdt};
+    Special->Idtr = (KDESCRIPTOR){.Limit = sizeof(KiIdt) - 1, .Base = KiIdt};
+    Special->Tr = 0x40;
     __asm__ volatile("lgdt %0\n\tlidt %1\n\tltr %w2\n\t"
                      "pushq $0x10\n\tleaq 1f(%%rip), %%rax\n\tpushq %%rax\n\tlretq\n1:\n\t"
                      "movw $0x18, %%ax\n\tmovw %%ax, %%ss\n\tmovw $0x2b, %%ax\n\t"
-                     "movw %%ax, %%ds\n\tmovw %%ax, %%es" ::"m"(Gdtr.Limit),
-                     "m"(Idtr.Limit), "r"(0x40)
+                     "movw %%ax, %%ds\n\tmovw %%ax, %%es" ::"m"(Special->Gdtr.Limit),
+                     "m"(Special->Idtr.Limit), "r"(0x40)
                      : "rax", "memory");
 }
 
@@ -89,8 +91,7 @@ static void KiInitializeProcessor(void) {
     Pcr->Prcb.Context = &Pcr->Prcb.ProcessorState.ContextFrame;
     KiWriteMsr(0xC0000101, (ULONG64)Pcr);
     KiWriteMsr(0xC0000102, 0);
-    /* SSE for drivers: CR0.MP, not EM; CR4.OSFXSR, OSXMMEXCPT. CR0.WP: read-only means read-only.
-     */
+    /* SSE for drivers (CR0.MP, CR4.OSFXSR, OSXMMEXCPT); CR0.WP: read-only means read-only. */
     ULONG64 Cr0, Cr4;
     __asm__ volatile("movq %%cr0, %0; movq %%cr4, %1" : "=r"(Cr0), "=r"(Cr4));
     Cr0 = (Cr0 & ~4ULL) | 0x10022;
@@ -107,9 +108,6 @@ static void KiInitializeProcessor(void) {
     Pcr->Prcb.CpuID = 1;
     Special->Cr0 = Cr0, Special->Cr4 = Cr4;
     Special->Cr3 = KeLoaderBlock->PageTableRoot;
-    Special->Gdtr = (KDESCRIPTOR){.Limit = sizeof(KiGdt) - 1, .Base = KiGdt};
-    Special->Idtr = (KDESCRIPTOR){.Limit = sizeof(KiIdt) - 1, .Base = KiIdt};
-    Special->Tr = 0x40;
     Special->MxCsr = 0x1f80;
     Special->MsrGsBase = (ULONG64)Pcr;
 }
@@ -122,8 +120,8 @@ static void KiInitializeSharedData(void) {
     *(PULONG)(Shared + 0x04) = 10U << 24; /* TickCountMultiplier: ms a tick, 8.24 */
     *(PUSHORT)(Shared + 0x2c) = *(PUSHORT)(Shared + 0x2e) = 0x8664;
     memcpy(Shared + 0x30, SystemRoot, sizeof(SystemRoot));
-    *(PULONG)(Shared + 0x260) = 0xF0004A61; /* NtBuildNumber: free build 19041 */
-    *(PULONG)(Shared + 0x264) = 1;          /* NtProductWinNt */
+    *(PULONG)(Shared + 0x260) = 19041; /* NtBuildNumber */
+    *(PULONG)(Shared + 0x264) = 1;     /* NtProductWinNt */
     Shared[0x268] = 1;
     *(PUSHORT)(Shared + 0x26a) = 9; /* PROCESSOR_ARCHITECTURE_AMD64 */
     *(PULONG)(Shared + 0x26c) = 10;

@@ -221,13 +221,13 @@ NTSYSAPI NTSTATUS KeWaitForSingleObject(
 }
 
 NTSYSAPI NTSTATUS KeDelayExecutionThread(CHAR Mode, BOOLEAN Alertable, PLARGE_INTEGER Interval) {
-    NTSTATUS Status = KeWaitForSingleObject(NULL, Executive, Mode, Alertable, Interval);
-    return Status == STATUS_TIMEOUT ? STATUS_SUCCESS : Status;
+    KeWaitForSingleObject(NULL, Executive, Mode, Alertable, Interval);
+    return STATUS_SUCCESS;
 }
 
 void KiSleep(ULONG Milliseconds) {
     LARGE_INTEGER Interval = {.QuadPart = -(LONG64)MAX(Milliseconds, 1) * 10000};
-    KeDelayExecutionThread(0, FALSE, &Interval);
+    KeWaitForSingleObject(NULL, Executive, 0, FALSE, &Interval);
 }
 
 /* -- events, mutexes ------------------------------------------------------------------------- */
@@ -248,15 +248,11 @@ NTSYSAPI LONG KeSetEvent(PKEVENT Event, LONG Increment, BOOLEAN Wait) {
 
 NTSYSAPI void KeClearEvent(PKEVENT Event) { Event->Header.SignalState = 0; }
 
-void KiInitializeMutex(PKI_MUTEX Mutex) {
-    KeInitializeEvent(&Mutex->Gate, SynchronizationEvent, TRUE);
-    Mutex->Owner = NULL;
-}
-
 void KiAcquireMutex(PKI_MUTEX Mutex) {
     if (!KiSchedulerRunning || KiCrashing) return;
     KIRQL Irql = KfRaiseIrql(DISPATCH_LEVEL);
-    if (!Mutex->Gate.Header.WaitListHead.Flink) KiInitializeMutex(Mutex);
+    if (!Mutex->Gate.Header.WaitListHead.Flink) /* its first use */
+        KeInitializeEvent(&Mutex->Gate, SynchronizationEvent, TRUE);
     KeLowerIrql(Irql);
     KeWaitForSingleObject(&Mutex->Gate, Executive, 0, FALSE, NULL);
     Mutex->Owner = KeGetCurrentPrcb()->CurrentThread;
@@ -321,27 +317,21 @@ NTSYSAPI BOOLEAN KeInsertQueueDpc(PKDPC Dpc, PVOID Argument1, PVOID Argument2) {
     return Inserted;
 }
 
-static NOINLINE void KiExecuteAllDpcs(void) {
-    PKPRCB Prcb = KeGetCurrentPrcb();
-    while (Prcb->DpcListHead) {
-        PKDPC Dpc = Prcb->DpcListHead;
-        Prcb->DpcListHead = Dpc->DpcListEntry;
-        if (!Prcb->DpcListHead) Prcb->DpcListTail = NULL;
-        Dpc->DpcData = NULL;
-        Prcb->DpcRoutine = Dpc->DeferredRoutine;
-        Prcb->DpcTicks = 0;
-        Dpc->DeferredRoutine(Dpc, Dpc->DeferredContext, Dpc->SystemArgument1, Dpc->SystemArgument2);
-        Prcb->DpcRoutine = NULL;
-    }
-}
-
 void KiRetireDpcList(void) { /* at DISPATCH_LEVEL, interrupts on */
     PKPRCB Prcb = KeGetCurrentPrcb();
-    if (Prcb->NestingLevel) /* a DPC lowered to below DISPATCH_LEVEL and back: not again */
-        return;
-    Prcb->NestingLevel = 1;
-    KiExecuteAllDpcs();
-    Prcb->NestingLevel = 0;
+    if (Prcb->NestingLevel++ == 0) /* else a DPC lowered to below DISPATCH_LEVEL: not again */
+        while (Prcb->DpcListHead) {
+            PKDPC Dpc = Prcb->DpcListHead;
+            Prcb->DpcListHead = Dpc->DpcListEntry;
+            if (!Prcb->DpcListHead) Prcb->DpcListTail = NULL;
+            Dpc->DpcData = NULL;
+            Prcb->DpcRoutine = Dpc->DeferredRoutine;
+            Prcb->DpcTicks = 0;
+            Dpc->DeferredRoutine(
+                Dpc, Dpc->DeferredContext, Dpc->SystemArgument1, Dpc->SystemArgument2);
+            Prcb->DpcRoutine = NULL;
+        }
+    Prcb->NestingLevel--;
 }
 
 NTSYSAPI void KeFlushQueuedDpcs(void) {
@@ -367,8 +357,6 @@ NTSYSAPI KIRQL KfRaiseIrql(KIRQL NewIrql) {
     return Old;
 }
 
-NTSYSAPI KIRQL KeRaiseIrqlToDpcLevel(void) { return KfRaiseIrql(DISPATCH_LEVEL); }
-
 NTSYSAPI void KeLowerIrql(KIRQL NewIrql) {
     if (NewIrql < DISPATCH_LEVEL && KiPcr.Prcb.DpcListHead && KiSchedulerRunning && !KiCrashing &&
         KeGetCurrentIrql() == DISPATCH_LEVEL)
@@ -380,19 +368,13 @@ NTSYSAPI void KeInitializeSpinLock(PKSPIN_LOCK Lock) { *Lock = 0; }
 
 NTSYSAPI KIRQL KeAcquireSpinLockRaiseToDpc(PKSPIN_LOCK Lock) {
     KIRQL Irql = KfRaiseIrql(DISPATCH_LEVEL);
-    KeAcquireSpinLockAtDpcLevel(Lock);
-    return Irql;
-}
-
-NTSYSAPI void KeAcquireSpinLockAtDpcLevel(PKSPIN_LOCK Lock) {
     /* Taken twice by its holder it spins for good, as it would. */
     while (*(volatile KSPIN_LOCK *)Lock) __asm__ volatile("pause");
     *Lock = 1;
+    return Irql;
 }
 
 NTSYSAPI void KeReleaseSpinLock(PKSPIN_LOCK Lock, KIRQL OldIrql) {
     *Lock = 0;
     KeLowerIrql(OldIrql);
 }
-
-NTSYSAPI void KeReleaseSpinLockFromDpcLevel(PKSPIN_LOCK Lock) { *Lock = 0; }

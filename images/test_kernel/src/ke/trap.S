@@ -57,22 +57,14 @@
 .endm
 
     EXCEPTION_TRAP KiDivideErrorFault, 0, 0xC0000094
-    EXCEPTION_TRAP KiDebugTrapOrFault, 0, 0x80000004
-    EXCEPTION_TRAP KiBreakpointTrap, 0, 0x80000003
-    FATAL_TRAP KiOverflowTrap, 0, 4
-    EXCEPTION_TRAP KiBoundFault, 0, 0xC000008C
-    EXCEPTION_TRAP KiInvalidOpcodeFault, 0, 0xC000001D
-    FATAL_TRAP KiNpxNotAvailableFault, 0, 7
-    FATAL_TRAP KiDoubleFaultAbort, 1, 8
-    FATAL_TRAP KiNpxSegmentOverrunAbort, 0, 9
-    FATAL_TRAP KiInvalidTssFault, 1, 10
-    FATAL_TRAP KiSegmentNotPresentFault, 1, 11
-    FATAL_TRAP KiStackFault, 1, 12
-    EXCEPTION_TRAP KiFloatingErrorFault, 0, 0xC0000090
-    EXCEPTION_TRAP KiAlignmentFault, 1, 0x80000002
-    FATAL_TRAP KiMcheckAbort, 0, 18
-    EXCEPTION_TRAP KiXmmException, 0, 0xC00002B4
-    FATAL_TRAP KiUnexpectedTrap, 0, 0xff
+    EXCEPTION_TRAP KiDebugTrapOrFault, 0, 0x80000004; EXCEPTION_TRAP KiBreakpointTrap, 0, 0x80000003
+    FATAL_TRAP KiOverflowTrap, 0, 4; EXCEPTION_TRAP KiBoundFault, 0, 0xC000008C
+    EXCEPTION_TRAP KiInvalidOpcodeFault, 0, 0xC000001D; FATAL_TRAP KiNpxNotAvailableFault, 0, 7
+    FATAL_TRAP KiDoubleFaultAbort, 1, 8; FATAL_TRAP KiNpxSegmentOverrunAbort, 0, 9
+    FATAL_TRAP KiInvalidTssFault, 1, 10; FATAL_TRAP KiSegmentNotPresentFault, 1, 11
+    FATAL_TRAP KiStackFault, 1, 12; EXCEPTION_TRAP KiFloatingErrorFault, 0, 0xC0000090
+    EXCEPTION_TRAP KiAlignmentFault, 1, 0x80000002; FATAL_TRAP KiMcheckAbort, 0, 18
+    EXCEPTION_TRAP KiXmmException, 0, 0xC00002B4; FATAL_TRAP KiUnexpectedTrap, 0, 0xff
 
 /* A general protection fault names no address: an access violation at -1, as in Windows. */
     FUNCTION KiGeneralProtectionFault

@@ -10,10 +10,7 @@ LIST_ENTRY PsActiveProcessHead = {&PsActiveProcessHead, &PsActiveProcessHead};
 PEPROCESS PsInitialSystemProcess;
 static OBJECT_TYPE PspProcessType = {.Name = "Process"};
 POBJECT_TYPE PsProcessType = &PspProcessType;
-static struct {
-    PVOID Routine;
-    BOOLEAN Extended;
-} PspCreateProcessNotifyRoutine[NOTIFY_MAX];
+static CREATE_PROCESS_NOTIFY_EX *PspCreateProcessNotifyRoutine[NOTIFY_MAX];
 static ULONG64 PspNextProcessId = 0x1C;
 static KI_MUTEX PspNotifyLock;
 
@@ -43,15 +40,9 @@ void PspInitialize(void) {
 
 static NOINLINE void PspCallProcessNotifyRoutines(
     PEPROCESS Process, PPS_CREATE_NOTIFY_INFO CreateInfo) {
-    for (ULONG i = 0; i < NOTIFY_MAX; i++) {
-        PVOID Routine = PspCreateProcessNotifyRoutine[i].Routine;
-        if (!Routine) continue;
-        if (PspCreateProcessNotifyRoutine[i].Extended)
-            ((CREATE_PROCESS_NOTIFY_EX *)Routine)(Process, Process->UniqueProcessId, CreateInfo);
-        else
-            ((CREATE_PROCESS_NOTIFY *)Routine)(Process->InheritedFromUniqueProcessId,
-                Process->UniqueProcessId, CreateInfo != NULL);
-    }
+    for (ULONG i = 0; i < NOTIFY_MAX; i++)
+        if (PspCreateProcessNotifyRoutine[i])
+            PspCreateProcessNotifyRoutine[i](Process, Process->UniqueProcessId, CreateInfo);
 }
 
 PEPROCESS PspCreateProcess(PCSTR ImagePath, PCSTR CommandLine, PEPROCESS Parent, NTSTATUS *Status) {
@@ -98,26 +89,17 @@ void PspExitProcess(PEPROCESS Process) {
     ObfDereferenceObject(Process);
 }
 
-static NTSTATUS PspSetNotifyRoutine(PVOID Routine, BOOLEAN Extended, BOOLEAN Remove) {
-    NTSTATUS Status = Remove ? STATUS_INVALID_PARAMETER : STATUS_INSUFFICIENT_RESOURCES;
-    KiAcquireMutex(&PspNotifyLock); /* a callback under way ends before its driver may go */
-    for (ULONG i = 0; i < NOTIFY_MAX && !NT_SUCCESS(Status); i++) {
-        if (PspCreateProcessNotifyRoutine[i].Routine != (Remove ? Routine : NULL)) continue;
-        PspCreateProcessNotifyRoutine[i].Routine = Remove ? NULL : Routine;
-        PspCreateProcessNotifyRoutine[i].Extended = Extended;
-        Status = STATUS_SUCCESS;
-    }
-    KiReleaseMutex(&PspNotifyLock);
-    return Status;
-}
-
 NTSYSAPI NTSTATUS PsSetCreateProcessNotifyRoutineEx(
     CREATE_PROCESS_NOTIFY_EX *Routine, BOOLEAN Remove) {
-    return PspSetNotifyRoutine((PVOID)Routine, TRUE, Remove);
-}
-
-NTSYSAPI NTSTATUS PsSetCreateProcessNotifyRoutine(CREATE_PROCESS_NOTIFY *Routine, BOOLEAN Remove) {
-    return PspSetNotifyRoutine((PVOID)Routine, FALSE, Remove);
+    NTSTATUS Status = STATUS_INVALID_PARAMETER; /* also for one more than there is room for */
+    KiAcquireMutex(&PspNotifyLock); /* a callback under way ends before its driver may go */
+    for (ULONG i = 0; i < NOTIFY_MAX && !NT_SUCCESS(Status); i++)
+        if (PspCreateProcessNotifyRoutine[i] == (Remove ? Routine : NULL)) {
+            PspCreateProcessNotifyRoutine[i] = Remove ? NULL : Routine;
+            Status = STATUS_SUCCESS;
+        }
+    KiReleaseMutex(&PspNotifyLock);
+    return Status;
 }
 
 NTSYSAPI HANDLE PsGetCurrentProcessId(void) { return PsGetCurrentThread_()->Cid.UniqueProcess; }

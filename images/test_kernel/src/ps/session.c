@@ -85,7 +85,6 @@ void Phase1Initialization(PVOID Context) {
     KiSetWatchdog();
     BootStatusBegin();
     IopInitializeCrashDump();
-    KiFillDumpHeader(1);
     HalPublishVmcoreinfo(KiDumpHeader);
     IopLoadDrivers(0);
     IopLoadDrivers(1);

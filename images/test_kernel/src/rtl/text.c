@@ -1,33 +1,28 @@
-/* Memory and byte-string primitives. The compiler calls the mem* ones on its own accord. */
+/* Memory, text, counted strings and dates. Case is that of ASCII letters. */
 #include "ki.h"
 
-static inline void RtlpCopyForward(PUCHAR Target, const UCHAR *Source, SIZE_T Bytes) {
-    SIZE_T Words = Bytes / 8;
-    Bytes &= 7;
-    __asm__ volatile("rep movsq" : "+D"(Target), "+S"(Source), "+c"(Words)::"memory");
-    __asm__ volatile("rep movsb" : "+D"(Target), "+S"(Source), "+c"(Bytes)::"memory");
-}
-
+/* The compiler calls the mem* functions on its own accord. */
 NTSYSAPI void *memcpy(void *Target, const void *Source, SIZE_T Bytes) {
-    RtlpCopyForward(Target, Source, Bytes);
+    void *At = Target;
+    SIZE_T Words = Bytes / 8, Rest = Bytes % 8;
+    __asm__ volatile("rep movsq" : "+D"(At), "+S"(Source), "+c"(Words)::"memory");
+    __asm__ volatile("rep movsb" : "+D"(At), "+S"(Source), "+c"(Rest)::"memory");
     return Target;
 }
 
 NTSYSAPI void *memmove(void *Target, const void *Source, SIZE_T Bytes) {
-    if ((ULONG64)Target - (ULONG64)Source >= Bytes)
-        RtlpCopyForward(Target, Source, Bytes);
-    else /* not with the direction flag set: an interrupt would inherit it */
-        while (Bytes-- > 0) ((PUCHAR)Target)[Bytes] = ((const UCHAR *)Source)[Bytes];
+    if ((ULONG64)Target - (ULONG64)Source >= Bytes) return memcpy(Target, Source, Bytes);
+    /* Not with the direction flag set: an interrupt would inherit it. */
+    while (Bytes-- > 0) ((PUCHAR)Target)[Bytes] = ((const UCHAR *)Source)[Bytes];
     return Target;
 }
 
 NTSYSAPI void *memset(void *Target, int Value, SIZE_T Bytes) {
     void *At = Target;
-    SIZE_T Words = Bytes / 8;
+    SIZE_T Words = Bytes / 8, Rest = Bytes % 8;
     ULONG64 Pattern = (UCHAR)Value * 0x0101010101010101ULL;
-    Bytes &= 7;
     __asm__ volatile("rep stosq" : "+D"(At), "+c"(Words) : "a"(Pattern) : "memory");
-    __asm__ volatile("rep stosb" : "+D"(At), "+c"(Bytes) : "a"(Pattern) : "memory");
+    __asm__ volatile("rep stosb" : "+D"(At), "+c"(Rest) : "a"(Pattern) : "memory");
     return Target;
 }
 
@@ -48,13 +43,11 @@ SIZE_T strlen(PCSTR Text) {
     return Length;
 }
 
-int strncmp(PCSTR A, PCSTR B, SIZE_T Count) {
-    for (SIZE_T At = 0; At < Count; At++)
-        if (A[At] != B[At] || A[At] == 0) return (UCHAR)A[At] - (UCHAR)B[At];
-    return 0;
+void RtlCopyText(PCHAR Target, SIZE_T Size, PCSTR Source) {
+    SIZE_T Length = MIN(strlen(Source), Size - 1);
+    memcpy(Target, Source, Length);
+    Target[Length] = 0;
 }
-
-int strcmp(PCSTR A, PCSTR B) { return strncmp(A, B, ~0ULL); }
 
 PCHAR strchr(PCSTR Text, int Character) {
     for (; *Text != (CHAR)Character; Text++)
@@ -69,77 +62,139 @@ PCHAR strstr(PCSTR Text, PCSTR Part) {
     return (PCHAR)Text;
 }
 
-static int RtlpLower(CHAR Character) {
-    return Character >= 'A' && Character <= 'Z' ? Character + ('a' - 'A') : (UCHAR)Character;
-}
+static WCHAR RtlpUpcase(WCHAR C) { return C >= 'a' && C <= 'z' ? C - ('a' - 'A') : C; }
 
-int RtlCompareTextInsensitiveN(PCSTR A, PCSTR B, SIZE_T Count) {
-    for (SIZE_T At = 0; At < Count; At++) {
-        int Difference = RtlpLower(A[At]) - RtlpLower(B[At]);
-        if (Difference != 0 || A[At] == 0) return Difference;
+static int RtlpOrder(PCSTR A, PCSTR B, SIZE_T Count, BOOLEAN IgnoreCase) {
+    for (; Count > 0; A++, B++, Count--) {
+        UCHAR Left = *A, Right = *B;
+        int Difference = IgnoreCase ? RtlpUpcase(Left) - RtlpUpcase(Right) : Left - Right;
+        if (Difference != 0 || Left == 0) return Difference;
     }
     return 0;
 }
 
-int RtlCompareTextInsensitive(PCSTR A, PCSTR B) { return RtlCompareTextInsensitiveN(A, B, ~0ULL); }
-
-PCHAR RtlCopyText(PCHAR Target, SIZE_T Size, PCSTR Source) {
-    if (Size > 0) {
-        SIZE_T Length = MIN(strlen(Source), Size - 1);
-        memmove(Target, Source, Length);
-        Target[Length] = 0;
-    }
-    return Target;
-}
-
-PCHAR RtlDuplicateText(PCSTR Source) {
-    SIZE_T Size = strlen(Source) + 1;
-    PCHAR Copy = KiAllocate(Size);
-    return Copy != NULL ? memcpy(Copy, Source, Size) : NULL;
-}
+int strcmp(PCSTR A, PCSTR B) { return RtlpOrder(A, B, ~0ULL, FALSE); }
+int strncmp(PCSTR A, PCSTR B, SIZE_T Count) { return RtlpOrder(A, B, Count, FALSE); }
+int RtlCompareTextInsensitive(PCSTR A, PCSTR B) { return RtlpOrder(A, B, ~0ULL, TRUE); }
+int RtlCompareTextInsensitiveN(PCSTR A, PCSTR B, SIZE_T N) { return RtlpOrder(A, B, N, TRUE); }
 
 BOOLEAN RtlTextToInteger(PCSTR Text, ULONG Base, ULONG64 *Value) {
+    static const CHAR Digits[] = "0123456789ABCDEF";
+    BOOLEAN Prefix = Base != 10 && Text[0] == '0' && RtlpUpcase(Text[1]) == 'X';
     ULONG64 Result = 0;
-    if ((Base == 0 || Base == 16) && Text[0] == '0' && RtlpLower(Text[1]) == 'x') {
-        Base = 16;
-        Text += 2;
-    }
-    if (Base == 0) Base = 10;
-    if (*Text == 0) return FALSE;
-    for (; *Text != 0; Text++) {
-        int Lower = RtlpLower(*Text);
-        ULONG Digit = Lower >= '0' && Lower <= '9'   ? (ULONG)(Lower - '0')
-                      : Lower >= 'a' && Lower <= 'z' ? (ULONG)(Lower - 'a' + 10)
-                                                     : Base;
+    if (Base == 0) Base = Prefix ? 16 : 10;
+    if (Prefix) Text += 2;
+    do {
+        PCSTR Found = strchr(Digits, RtlpUpcase((UCHAR)*Text)); /* a NUL is the 17th digit */
+        ULONG64 Digit = Found != NULL ? (ULONG64)(Found - Digits) : Base;
         if (Digit >= Base || Result > (~0ULL - Digit) / Base) return FALSE;
         Result = Result * Base + Digit;
-    }
+    } while (*++Text != 0);
     *Value = Result;
     return TRUE;
 }
 
-/* FILETIME counts 100 ns from Monday, 1 January 1601, the first year of a 400-year cycle of the
- * Gregorian calendar. Years are counted from 1 March, so that a leap day ends its year. */
+NTSYSAPI SIZE_T wcslen(PCWSTR Text) {
+    SIZE_T Length = 0;
+    while (Text[Length] != 0) Length++;
+    return Length;
+}
+
+/* Lengths are in bytes, and of 16 bits: a longer text is cut. */
+NTSYSAPI void RtlInitUnicodeString(PUNICODE_STRING Target, PCWSTR Source) {
+    SIZE_T Bytes = Source != NULL ? wcslen(Source) * sizeof(WCHAR) : 0;
+    Target->Length = (USHORT)MIN(Bytes, 0xFFFC);
+    Target->MaximumLength = Source != NULL ? Target->Length + sizeof(WCHAR) : 0;
+    Target->Buffer = (PWSTR)Source;
+}
+
+NTSYSAPI void RtlInitAnsiString(PANSI_STRING Target, PCSTR Source) {
+    Target->Length = Source != NULL ? (USHORT)MIN(strlen(Source), 0xFFFE) : 0;
+    Target->MaximumLength = Source != NULL ? Target->Length + 1 : 0;
+    Target->Buffer = (PCHAR)Source;
+}
+
+NTSYSAPI NTSTATUS RtlAppendUnicodeStringToString(PUNICODE_STRING Target, PCUNICODE_STRING Source) {
+    if (Target->Length + Source->Length > Target->MaximumLength) return STATUS_BUFFER_TOO_SMALL;
+    memmove((PUCHAR)Target->Buffer + Target->Length, Source->Buffer, Source->Length);
+    Target->Length += Source->Length;
+    if (Target->Length + sizeof(WCHAR) <= Target->MaximumLength)
+        Target->Buffer[Target->Length / sizeof(WCHAR)] = 0;
+    return STATUS_SUCCESS;
+}
+
+NTSYSAPI NTSTATUS RtlAppendUnicodeToString(PUNICODE_STRING Target, PCWSTR Source) {
+    UNICODE_STRING Text;
+    RtlInitUnicodeString(&Text, Source);
+    return RtlAppendUnicodeStringToString(Target, &Text);
+}
+
+NTSYSAPI void RtlCopyUnicodeString(PUNICODE_STRING Target, PCUNICODE_STRING Source) {
+    UNICODE_STRING Part = Source != NULL ? *Source : (UNICODE_STRING){0};
+    Part.Length = MIN(Part.Length, Target->MaximumLength & ~1);
+    Target->Length = 0;
+    RtlAppendUnicodeStringToString(Target, &Part);
+}
+
+NTSYSAPI LONG RtlCompareUnicodeString(PCUNICODE_STRING A, PCUNICODE_STRING B, BOOLEAN IgnoreCase) {
+    for (SIZE_T At = 0; At < MIN(A->Length, B->Length) / sizeof(WCHAR); At++) {
+        WCHAR Left = A->Buffer[At], Right = B->Buffer[At];
+        LONG Difference = IgnoreCase ? RtlpUpcase(Left) - RtlpUpcase(Right) : Left - Right;
+        if (Difference != 0) return Difference;
+    }
+    return (LONG)A->Length - (LONG)B->Length;
+}
+
+NTSYSAPI BOOLEAN RtlEqualUnicodeString(PCUNICODE_STRING A, PCUNICODE_STRING B, BOOLEAN IgnoreCase) {
+    return RtlCompareUnicodeString(A, B, IgnoreCase) == 0;
+}
+
+void RtlUnicodeToText(PCUNICODE_STRING Source, PCHAR Target, SIZE_T Size) {
+    RtlFormat(Target, Size, "%wZ", Source);
+}
+
+/* What is beyond ASCII becomes '?' (there is no code page); the text ends at a NUL within it. */
+NTSYSAPI NTSTATUS RtlUnicodeStringToAnsiString(
+    PANSI_STRING Target, PCUNICODE_STRING Source, BOOLEAN Allocate) {
+    USHORT Length = Source->Length / sizeof(WCHAR);
+    if (Allocate)
+        *Target = (ANSI_STRING){.MaximumLength = Length + 1, .Buffer = KiAllocate(Length + 1ULL)};
+    if (Target->Buffer == NULL) return STATUS_NO_MEMORY;
+    Target->Length = (USHORT)RtlFormat(Target->Buffer, Target->MaximumLength, "%wZ", Source);
+    return Length < Target->MaximumLength ? STATUS_SUCCESS : STATUS_BUFFER_OVERFLOW;
+}
+
+NTSTATUS RtlTextToUnicode(PCSTR Source, PUNICODE_STRING Target) {
+    SIZE_T Size = strlen(Source) + 1;
+    PWSTR Text = KiAllocate(Size * sizeof(WCHAR));
+    for (SIZE_T At = 0; Text != NULL && At < Size; At++) Text[At] = (UCHAR)Source[At];
+    RtlInitUnicodeString(Target, Text);
+    return Text != NULL ? STATUS_SUCCESS : STATUS_NO_MEMORY;
+}
+
+NTSYSAPI void RtlFreeUnicodeString(PUNICODE_STRING String) {
+    if (String->Buffer != NULL) KiFree(String->Buffer);
+    *String = (UNICODE_STRING){0};
+}
+
+NTSYSAPI void RtlFreeAnsiString(PANSI_STRING String) { RtlFreeUnicodeString((PVOID)String); }
+
+/* FILETIME counts 100 ns from Monday, 1 January 1601. Years are counted from 1 March 1600, so that
+ * a leap day is the last of its year; months from March, so that any five in a row have 153 days.
+ */
 #define RTL_SECOND     10000000ULL
 #define RTL_DAY        (86400 * RTL_SECOND)
 #define RTL_MARCH_1600 306 /* days from 1 March 1600 to 1 January 1601 */
-#define RTL_CYCLE_DAYS 146097ULL
 
 void KiTimeToDate(LONG64 SystemTime, KI_DATE *Date) {
-    ULONG64 Days = (ULONG64)SystemTime / RTL_DAY, Rest = (ULONG64)SystemTime % RTL_DAY;
-    ULONG64 Cycle = (Days + RTL_MARCH_1600) / RTL_CYCLE_DAYS;
-    ULONG InCycle = (ULONG)((Days + RTL_MARCH_1600) % RTL_CYCLE_DAYS);
-    ULONG Year = (InCycle - InCycle / 1460 + InCycle / 36524 - InCycle / 146096) / 365;
-    ULONG InYear = InCycle - (365 * Year + Year / 4 - Year / 100);
-    ULONG Month = (5 * InYear + 2) / 153; /* 0 = March; five months have 153 days */
-    Date->Day = InYear - (153 * Month + 2) / 5 + 1;
-    Date->Month = Month < 10 ? Month + 3 : Month - 9;
-    Date->Year = (ULONG)(1600 + Cycle * 400) + Year + (Date->Month <= 2);
-    Date->Weekday = (ULONG)((Days + 1) % 7); /* 0 = Sunday */
-    Date->Hour = (ULONG)(Rest / (3600 * RTL_SECOND));
-    Date->Minute = (ULONG)(Rest / (60 * RTL_SECOND) % 60);
-    Date->Second = (ULONG)(Rest / RTL_SECOND % 60);
-    Date->Milliseconds = (ULONG)(Rest % RTL_SECOND / 10000);
+    ULONG Days = (ULONG)(SystemTime / RTL_DAY) + RTL_MARCH_1600, Century = (4 * Days + 3) / 146097;
+    ULONG InCentury = Days - 146097 * Century / 4, Year = (4 * InCentury + 3) / 1461;
+    ULONG InYear = InCentury - 1461 * Year / 4, March = (5 * InYear + 2) / 153;
+    ULONG Month = March < 10 ? March + 3 : March - 9;
+    *Date = (KI_DATE){1600 + 100 * Century + Year + (Month <= 2), Month,
+        InYear - (153 * March + 2) / 5 + 1, SystemTime / (3600 * RTL_SECOND) % 24,
+        SystemTime / (60 * RTL_SECOND) % 60, SystemTime / RTL_SECOND % 60,
+        SystemTime / 10000ULL % 1000, (Days + 3) % 7 /* 0 = Sunday */};
 }
 
 LONG64 KiDateToTime(const KI_DATE *Date) {
