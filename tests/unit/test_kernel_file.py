@@ -133,9 +133,6 @@ class Files:
         )
         return buffer.raw[:count]
 
-    def set(self, handle: int, kind: int, data: bytes) -> None:
-        self._call("ZwSetInformationFile", ctypes.c_void_p(handle), ..., data, len(data), kind)
-
     def next_entry(
         self,
         handle: int,
@@ -289,44 +286,21 @@ def test_information(files: Files) -> None:
     assert files.query(handle, STANDARD, 24)[:22] == struct.pack("<QQI??", 8192, 5000, 1, 0, 0)
     assert status_of(files.query, handle, STANDARD, 23) == STATUS_INFO_LENGTH_MISMATCH
     assert status_of(files.query, handle, 99, 100) == STATUS_INVALID_INFO_CLASS
-    assert status_of(files.set, handle, 99, bytes(100)) == STATUS_INVALID_INFO_CLASS
-    assert status_of(files.set, handle, END_OF_FILE, bytes(7)) == STATUS_INFO_LENGTH_MISMATCH
-    assert status_of(files.set, handle, END_OF_FILE, b"\xff" * 8) == STATUS_DISK_FULL
     folder = files.open(r"\SystemRoot\Sensor", DIRECTORY_FILE)
     assert files.query(folder, STANDARD, 24)[:22] == struct.pack("<QQI??", 0, 0, 1, 0, 1)
-    assert status_of(files.set, folder, END_OF_FILE, bytes(8)) == STATUS_INVALID_PARAMETER
     other = files.open(PATH)
-    files.set(other, END_OF_FILE, struct.pack("<Q", 10))
-    assert files.query(handle, STANDARD, 24)[8:16] == struct.pack("<Q", 10)
-    files.write(handle, b"\xaa" * 10, 0)
-    files.set(other, END_OF_FILE, struct.pack("<Q", 4))
-    files.set(other, END_OF_FILE, struct.pack("<Q", 12))
-    assert files.read(handle, 20, 0) == b"\xaa" * 4 + bytes(8)
+    files.write(other, b"\xaa" * 10, 4995)
+    assert files.query(handle, STANDARD, 24)[8:16] == struct.pack("<Q", 5005)
+    assert files.read(handle, 20, 4990) == bytes(5) + b"\xaa" * 10
     files.close(handle, folder, other)
 
 
-def test_deletion(files: Files, volume: Volume) -> None:
-    handle, _ = files.create(PATH, CREATE)
-    folder = files.open(r"\SystemRoot\Sensor", DIRECTORY_FILE)
-    assert status_of(files.set, folder, DISPOSITION, b"\1") == STATUS_DIRECTORY_NOT_EMPTY
-    files.set(handle, DISPOSITION, b"\1")
+def test_delete_on_close(files: Files, volume: Volume) -> None:
+    handle, _ = files.create(PATH, CREATE, DELETE_ON_CLOSE)
     assert files.query(handle, STANDARD, 24)[20] == 1
-    files.set(handle, DISPOSITION, b"\0")
-    files.close(handle)
-    assert volume.names("Windows\\Sensor") == ["C-00000291-1.sys"]
-    handle = files.open(PATH)
-    files.set(handle, DISPOSITION, b"\1")
     assert volume.names("Windows\\Sensor") == ["C-00000291-1.sys"]
     files.close(handle)
     assert volume.names("Windows\\Sensor") == []
-    files.close(files.create(PATH, CREATE, DELETE_ON_CLOSE)[0])
-    assert volume.names("Windows\\Sensor") == []
-    files.set(folder, DISPOSITION, b"\1")
-    files.close(folder)
-    assert volume.names("Windows") == []
-    top = files.open("\\??\\C:\\", DIRECTORY_FILE)
-    assert status_of(files.set, top, DISPOSITION, b"\1") == STATUS_CANNOT_DELETE
-    files.close(top)
 
 
 def test_directories_are_listed(files: Files, volume: Volume) -> None:
@@ -403,7 +377,7 @@ def test_random_work_on_several_handles(files: Files, volume: Volume, seed: int)
     handles = [files.create(PATH, OPEN_IF)[0] for _ in range(3)]
     for _ in range(200):
         handle, at = source.choice(handles), source.randrange(9000)
-        match source.randrange(4):
+        match source.randrange(3):
             case 0:
                 data = source.randbytes(source.randrange(1, 3000))
                 files.write(handle, data, at)
@@ -413,10 +387,7 @@ def test_random_work_on_several_handles(files: Files, volume: Volume, seed: int)
                 data = source.randbytes(100)
                 files.write(handle, data, END_OF_FILE_OFFSET)
                 contents += data
-            case 2:
-                files.set(handle, END_OF_FILE, struct.pack("<Q", at))
-                contents = contents[:at].ljust(at, b"\0")
-            case 3:
+            case _:
                 if at < len(contents):
                     assert files.read(handle, 2000, at) == contents[at : at + 2000]
                 else:

@@ -10,26 +10,17 @@ typedef struct _OUTPUT {
 void OutputAppend(POUTPUT Output, const void *Data, SIZE_T Length);
 /* At most 1,023 characters; a line feed becomes CR LF, as Windows' programs print it. */
 void OutputPrint(POUTPUT Output, PCSTR Format, ...);
-
 /* virtio-serial: one named port, polled. Only the agent's thread calls these. */
 enum { VIO_BUFFER = 4096 };
 BOOLEAN VioSerialStart(PCSTR PortName); /* FALSE: no device, or no memory */
 ULONG VioSerialRead(PUCHAR Buffer);     /* up to VIO_BUFFER bytes; 0: none */
 void VioSerialWrite(const void *Data, ULONG Length);
 extern BOOLEAN VioSerialHungUp; /* the host closed its end: what came before is void */
-
 /* JSON (RFC 8259): a value is its part of the checked text; strings are decoded when asked for. */
 typedef struct _JSON {
     PCSTR Text, End;
 } JSON;
 enum { JSON_DEPTH = 32 };
-/* Cuts a byte stream into texts: one ends where its outermost bracket closes, or with its line. */
-typedef struct _JSON_FRAME {
-    ULONG Depth;
-    BOOLEAN InString, Escaped, Started;
-} JSON_FRAME;
-typedef enum { JSON_MORE, JSON_COMPLETE, JSON_BROKEN } JSON_PROGRESS;
-JSON_PROGRESS JsonFrame(JSON_FRAME *Frame, UCHAR Byte);
 PCSTR JsonCheck(PCSTR Text, JSON *Value); /* NULL: well formed; or what is wrong */
 /* Walks the members (Name not NULL) or elements of a container; start with Value->Text = NULL. */
 BOOLEAN JsonNext(JSON Container, JSON *Name, JSON *Value);
@@ -39,10 +30,8 @@ BOOLEAN JsonInteger(JSON Value, LONG64 *Integer);
 void JsonPutString(POUTPUT Output, PCSTR Text);
 void JsonPutBase64(POUTPUT Output, const UCHAR *Data, ULONG Length); /* RFC 4648, with quotes */
 BOOLEAN Base64Decode(PCHAR Text, ULONG *Decoded);                    /* in place */
-
-ULONG Win32Error(NTSTATUS Status); /* as RtlNtStatusToDosError */
-PCSTR Win32Message(ULONG Error);   /* the system's English text */
-
+ULONG Win32Error(NTSTATUS Status);                                   /* as RtlNtStatusToDosError */
+PCSTR Win32Message(ULONG Error);                                     /* the system's English text */
 /* A built-in program as it runs: it prints, and returns the exit code that Windows' does. */
 enum { PROGRAM_ARGUMENTS = 64 };
 typedef struct _PROGRAM {

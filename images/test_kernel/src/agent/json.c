@@ -6,21 +6,6 @@ static PCSTR JsonError; /* set where a scan returns NULL; only the agent's threa
 static ULONG JsonDepth;
 static const CHAR JsonDecimals[] = "0123456789";
 
-JSON_PROGRESS JsonFrame(JSON_FRAME *Frame, UCHAR Byte) {
-    if (Frame->InString) {
-        Frame->InString = Frame->Escaped || Byte != '"';
-        Frame->Escaped = !Frame->Escaped && Byte == '\\';
-        return Byte < ' ' ? JSON_BROKEN : JSON_MORE;
-    }
-    Frame->InString = Byte == '"';
-    Frame->Depth += Byte == '{' || Byte == '[';
-    if ((Byte == '}' || Byte == ']') && Frame->Depth > 0 && --Frame->Depth == 0)
-        return JSON_COMPLETE;
-    if (Byte == '\n' && Frame->Depth == 0 && Frame->Started) return JSON_COMPLETE;
-    Frame->Started |= Byte > ' ';
-    return JSON_MORE;
-}
-
 /* -- checking: each scan returns what follows the thing it is named after ---------------------- */
 #define JSON_FAIL(Error) (JsonError = (Error), (PCSTR)NULL)
 /* A character's place in a set; NULL where it is not in it, as the final NUL never is. */
@@ -122,9 +107,8 @@ BOOLEAN JsonMember(JSON Object, PCSTR Name, JSON *Value) {
 }
 
 static PCHAR JsonPutUtf8(PCHAR To, ULONG Code) {
-    static const UCHAR Lead[] = {0, 0xC0, 0xE0, 0xF0};
-    ULONG Tail = (Code >= 0x80) + (Code >= 0x800) + (Code >= 0x10000);
-    *To++ = (CHAR)(Lead[Tail] | Code >> (6 * Tail));
+    ULONG Tail = (Code >= 0x80) + (Code >= 0x800);
+    *To++ = (CHAR)((Tail == 0 ? 0 : Tail == 1 ? 0xC0 : 0xE0) | Code >> (6 * Tail));
     while (Tail-- > 0) *To++ = (CHAR)(0x80 | (Code >> (6 * Tail) & 0x3F));
     return To;
 }
@@ -139,12 +123,9 @@ BOOLEAN JsonString(JSON Value, PCHAR Target) {
             PCSTR Escape = strchr(Escapes, *At);
             *Target++ = Escape != NULL ? Meanings[Escape - Escapes] : *At;
         } else {
-            ULONG Code = JsonHex(At + 1);
-            ULONG Low = At[5] == '\\' && At[6] == 'u' ? JsonHex(At + 7) : 0;
-            BOOLEAN Pair = Code >> 10 == 0xD800 >> 10 && Low >> 10 == 0xDC00 >> 10; /* UTF-16 */
-            if (Pair) Code = 0x10000 + ((Code & 0x3FF) << 10) + (Low & 0x3FF);
+            ULONG Code = JsonHex(At + 1); /* half of a UTF-16 pair becomes U+FFFD */
             Target = JsonPutUtf8(Target, Code >> 11 == 0xD800 >> 11 ? 0xFFFD : Code);
-            At += Pair ? 10 : 4;
+            At += 4;
         }
     }
     *Target = 0;
@@ -170,8 +151,7 @@ void JsonPutString(POUTPUT Output, PCSTR Text) {
 }
 
 /* -- base64 ------------------------------------------------------------------------------------ */
-static const CHAR Base64Digits[] =
-    "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+static const CHAR Digits64[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
 void JsonPutBase64(POUTPUT Output, const UCHAR *Data, ULONG Length) {
     OutputAppend(Output, "\"", 1);
@@ -180,7 +160,7 @@ void JsonPutBase64(POUTPUT Output, const UCHAR *Data, ULONG Length) {
         CHAR Group[4];
         for (ULONG j = 0; j < 3; j++) Bits = Bits << 8 | (i + j < Length ? Data[i + j] : 0);
         for (ULONG j = 0; j < 4; j++)
-            Group[j] = i + j <= Length ? Base64Digits[Bits >> (18 - 6 * j) & 63] : '=';
+            Group[j] = i + j <= Length ? Digits64[Bits >> (18 - 6 * j) & 63] : '=';
         OutputAppend(Output, Group, 4);
     }
     OutputAppend(Output, "\"", 1);
@@ -190,11 +170,10 @@ BOOLEAN Base64Decode(PCHAR Text, ULONG *Decoded) {
     ULONG Bits = 0, Length = (ULONG)strlen(Text), Padding = 0;
     while (Padding < MIN(Length, 2u) && Text[Length - 1 - Padding] == '=') Padding++;
     for (ULONG i = 0; i < Length; i++) {
-        PCSTR Digit = i < Length - Padding ? strchr(Base64Digits, Text[i]) : Base64Digits;
+        PCSTR Digit = i < Length - Padding ? strchr(Digits64, Text[i]) : Digits64;
         if (Digit == NULL) return FALSE;
-        Bits = Bits << 6 | (ULONG)(Digit - Base64Digits);
-        for (ULONG j = 0; i % 4 == 3 && j < 3; j++)
-            Text[i / 4 * 3 + j] = (CHAR)(Bits >> (16 - 8 * j));
+        Bits = Bits << 6 | (ULONG)(Digit - Digits64);
+        for (ULONG j = 0; i % 4 == 3 && j < 3; j++) Text[i / 4 * 3 + j] = Bits >> (16 - 8 * j);
     }
     *Decoded = Length / 4 * 3 - Padding;
     return Length % 4 == 0;

@@ -1,8 +1,6 @@
-/* pnputil.exe /add-driver X.inf [/install]. The driver store holds the published INF only; /install
- * follows a primitive driver's DefaultInstall.NTamd64 section (Microsoft Learn, "Creating a
- * primitive driver", "INF file sections and directives"); an INF for devices matches none here.
- * Read are INFs in ASCII or UTF-8 with their files beside them; blanks count in quotes only.
- * Signatures are not checked: Windows takes an unsigned package in test mode only. */
+/* pnputil.exe /add-driver X.inf [/install]: a primitive driver's DefaultInstall.NTamd64 (Microsoft
+ * Learn, "Creating a primitive driver"); an INF for devices matches none here. INFs are ASCII or
+ * UTF-8, their files beside them. Signatures are not checked, as in Windows' test mode. */
 #include "agent.h"
 
 enum { NO_MORE_ITEMS = 259, REBOOT_REQUIRED = 3010 }; /* pnputil's own exit codes */

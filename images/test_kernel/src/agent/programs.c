@@ -1,6 +1,5 @@
 /* The table of built-in programs, what they share, and the small ones. They behave, print and exit
- * as those of Windows 10 do, as far as documents show it; none was compared with a Windows machine.
- */
+ * as those of Windows 10 do, as far as documents show it; compared with none. */
 #include "agent.h"
 
 PCSTR ProgramOption(PPROGRAM Program, PCSTR Name) {
@@ -31,7 +30,7 @@ NTSTATUS ServiceStore(PCSTR Service, ULONG Start, PCSTR ImagePath) {
 
 /* -- shutdown /s | /r [/t seconds] ------------------------------------------------------------- */
 static ULONG64 ShutdownSeconds;
-static BOOLEAN ShutdownReboots, ShutdownScheduled;
+static BOOLEAN ShutdownReboots, ShutdownPending;
 
 static void ShutdownThread(PVOID Context) {
     UNREFERENCED(Context);
@@ -46,30 +45,11 @@ static int ShutdownMain(PPROGRAM Program) {
     if ((!Reboot && !ProgramOption(Program, "/s")) ||
         (Delay && !RtlTextToInteger(Delay, 10, &Seconds)) || Seconds > 4000000)
         return EXIT(1, "Usage: shutdown /s | /r [/f] [/t xxx]\n");
-    if (ShutdownScheduled)
-        return FAIL(1190, "A system shutdown has already been scheduled.(1190)\n");
+    if (ShutdownPending) return FAIL(1190, "A system shutdown has already been scheduled.(1190)\n");
     ShutdownSeconds = Seconds;
     ShutdownReboots = Reboot;
-    ShutdownScheduled = NT_SUCCESS(KiStartThread(ShutdownThread, NULL, NULL));
-    return ShutdownScheduled ? 0 : 8;
-}
-
-/* cmd /c dir | del, with a full path: there is no shell. */
-static int CmdMain(PPROGRAM Program) {
-    CHAR Path[260];
-    FAT_FILE File, Entry;
-    BOOLEAN Known = Program->Count == 4 && Same(Program->Arguments[1], "/c");
-    BOOLEAN List = Known && Same(Program->Arguments[2], "dir");
-    if (!List && !(Known && Same(Program->Arguments[2], "del")))
-        return FAIL(1, "Only cmd /c dir <path> and cmd /c del <path> are here.\n");
-    NTSTATUS Status = IopVolumePath(Program->Arguments[3], Path, sizeof(Path));
-    if (NT_SUCCESS(Status)) Status = FatOpen(Path, &File);
-    if (NT_SUCCESS(Status) && !List)
-        Status = File.Attributes & 0x10 ? STATUS_ACCESS_DENIED : FatDelete(&File);
-    if (!NT_SUCCESS(Status)) return FAIL(1, "%s\n", Win32Message(Win32Error(Status)));
-    for (ULONG Cursor = 0; List && NT_SUCCESS(FatReadDirectory(&File, &Cursor, &Entry));)
-        PRINT("%-5s %10u %s\n", Entry.Attributes & 0x10 ? "<DIR>" : "", Entry.Size, Entry.Name);
-    return 0;
+    ShutdownPending = NT_SUCCESS(KiStartThread(ShutdownThread, NULL, NULL));
+    return ShutdownPending ? 0 : 8;
 }
 
 PROGRAM_MAIN *ProgramFind(PCSTR Path) {
@@ -77,7 +57,7 @@ PROGRAM_MAIN *ProgramFind(PCSTR Path) {
         PCSTR Name;
         PROGRAM_MAIN *Main;
     } Programs[] = {{"sc.exe", ScMain}, {"reg.exe", RegMain}, {"pnputil.exe", PnpUtilMain},
-        {"driverquery.exe", DriverQueryMain}, {"shutdown.exe", ShutdownMain}, {"cmd.exe", CmdMain}};
+        {"driverquery.exe", DriverQueryMain}, {"shutdown.exe", ShutdownMain}};
     static const CHAR Folder[] = "C:\\Windows\\System32\\";
     if (RtlCompareTextInsensitiveN(Path, Folder, sizeof(Folder) - 1) != 0) return NULL;
     for (ULONG i = 0; i < ARRAY_SIZE(Programs); i++)

@@ -1,6 +1,5 @@
-/* The QEMU guest agent's side of its protocol (QEMU, "QEMU Guest Agent Protocol Reference"), with
- * the behaviour of the agent on Windows. Requests are answered one after another by one thread;
- * programs run in threads of their own. */
+/* The QEMU guest agent ("QEMU Guest Agent Protocol Reference") as it behaves on Windows. Requests
+ * are answered one after another by one thread; programs run in threads of their own. */
 #include "agent.h"
 
 enum { REQUEST_MAXIMUM = 1 << 20, READ_MAXIMUM = 1 << 20, FIRST_HANDLE = 1000, HANDLES = 64 };
@@ -283,7 +282,7 @@ static NTSTATUS QgaInfo(void) {
     return QGA_RETURN("]}");
 }
 
-static NTSTATUS QgaTakeArgument(QGA_ARGUMENT *Argument, PCSTR Name, ULONG Kind, JSON Value) {
+static NTSTATUS QgaTakeValue(QGA_ARGUMENT *Argument, PCSTR Name, ULONG Kind, JSON Value) {
     static const PCSTR Kinds[] = {"integer", "integer", "string", "string", "boolean", "array"};
     BOOLEAN Good = Kind == FLAG     ? strchr("tf", *Value.Text) != NULL
                    : Kind == LIST   ? *Value.Text == '['
@@ -310,8 +309,7 @@ static NTSTATUS QgaTakeArguments(const QGA_COMMAND *Command, JSON Given) {
         QgaDecode(Name, &Text);
         for (i = 0; Command->Parameters[i].Name && strcmp(Command->Parameters[i].Name, Text);) i++;
         if (!Command->Parameters[i].Name) return QgaFail("Parameter '%s' is unexpected", Text);
-        TRY(QgaTakeArgument(
-            &QgaArguments[i], Text, Command->Parameters[i].Kind & ~REQUIRED, Value));
+        TRY(QgaTakeValue(&QgaArguments[i], Text, Command->Parameters[i].Kind & ~REQUIRED, Value));
     }
     for (i = 0; Command->Parameters[i].Name; i++)
         if (Command->Parameters[i].Kind & REQUIRED && !QgaArguments[i].Json.Text)
@@ -363,27 +361,20 @@ static void QgaAnswer(PCSTR Text, ULONG Length) {
     if (QgaStrings != NULL) KiFree(QgaStrings);
 }
 
-static OUTPUT QgaRequest; /* being received */
-static JSON_FRAME QgaFrame;
-static BOOLEAN QgaSkipping; /* after a broken text: up to the next line or 0xFF */
-
-static void QgaReset(BOOLEAN Skip) {
-    QgaRequest.Length = 0;
-    QgaFrame = (JSON_FRAME){0};
-    QgaSkipping = Skip;
-}
+static OUTPUT QgaRequest;   /* the line being received */
+static BOOLEAN QgaSkipping; /* it was too long: up to its end, or to 0xFF */
 
 static void QgaTakeByte(UCHAR Byte) {
-    if (Byte == 0xFF || QgaSkipping) {
-        QgaReset(Byte != 0xFF && Byte != '\n');
-        return;
+    if (Byte != '\n' && Byte != 0xFF && !QgaSkipping) {
+        OutputAppend(&QgaRequest, &Byte, 1);
+        QgaSkipping = QgaRequest.Length > REQUEST_MAXIMUM;
+        if (!QgaSkipping) return;
+        QgaAnswer("", 0); /* an error: no value */
+    } else if (Byte == '\n' && !QgaSkipping && QgaRequest.Length > 0) {
+        QgaAnswer(QgaRequest.Text, QgaRequest.Length);
     }
-    JSON_PROGRESS Progress = JsonFrame(&QgaFrame, Byte);
-    OutputAppend(&QgaRequest, &Byte, 1);
-    if (QgaRequest.Length > REQUEST_MAXIMUM) Progress = JSON_BROKEN;
-    if (Progress == JSON_MORE) return;
-    QgaAnswer(QgaRequest.Text, QgaRequest.Length);
-    QgaReset(Progress == JSON_BROKEN && Byte != '\n');
+    QgaSkipping = QgaSkipping && Byte != '\n' && Byte != 0xFF;
+    QgaRequest.Length = 0;
 }
 
 static void QgaThread(PVOID Context) {
@@ -391,9 +382,7 @@ static void QgaThread(PVOID Context) {
     UNREFERENCED(Context);
     for (;;) {
         ULONG Length = VioSerialRead(Data);
-        /* A client's unfinished request ends with the client. What comes in together with its
-         * hang-up may be its own or the next one's: taken, but not kept unfinished. */
-        if (VioSerialHungUp) QgaReset(FALSE);
+        if (VioSerialHungUp) QgaTakeByte(0xFF); /* a client's unfinished request ends with it */
         VioSerialHungUp &= Length > 0;
         for (ULONG i = 0; i < Length; i++) QgaTakeByte(Data[i]);
         if (Length == 0) KiSleep(1); /* to the next clock tick */

@@ -28,8 +28,7 @@ static int RegAdd(PPROGRAM Program, PCSTR Path, PCSTR Name) {
     }
     if (Name != NULL && Type == REG_DWORD)
         return RegEnd(Program, CmSetValue(Path, Name, Type, &Number, 4));
-    if (Name != NULL)
-        return RegEnd(Program, CmSetValue(Path, Name, Type, Given ? Given : "", Length));
+    if (Name) return RegEnd(Program, CmSetValue(Path, Name, Type, Given ? Given : "", Length));
     NTSTATUS Status = Key ? STATUS_SUCCESS : CmSetValue(Path, "", REG_SZ, "", 1);
     if (!Key && NT_SUCCESS(Status)) Status = CmDeleteValue(Path, ""); /* setting it made the key */
     return RegEnd(Program, Status);
@@ -63,17 +62,10 @@ static int RegQuery(PPROGRAM Program, PCSTR Path, PCSTR Name) {
     return 0;
 }
 
-static int RegDelete(PPROGRAM Program, PCSTR Path, PCSTR Name) {
-    if (!ProgramOption(Program, "/f"))
-        return FAIL(1, "ERROR: The operation was canceled by the user.\n");
-    return RegEnd(Program, Name ? CmDeleteValue(Path, Name) : CmDeleteKey(Path));
-}
-
 int RegMain(PPROGRAM Program) {
     PCSTR Verb = Program->Count > 2 ? Program->Arguments[1] : "", Path = Program->Arguments[2];
     PCSTR Name = ProgramOption(Program, "/ve") ? "" : ProgramOption(Program, "/v");
     if (Same(Verb, "add")) return RegAdd(Program, Path, Name);
     if (Same(Verb, "query")) return RegQuery(Program, Path, Name);
-    if (Same(Verb, "delete")) return RegDelete(Program, Path, Name);
     return FAIL(1, "ERROR: Invalid syntax.\nType \"REG /?\" for usage.\n");
 }

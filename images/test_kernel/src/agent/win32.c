@@ -6,13 +6,11 @@ static const struct {
     ULONG Error;
     NTSTATUS Status;
     PCSTR Text; /* at the error's first place */
-} Win32Errors[] = {
-    {0, STATUS_SUCCESS, "The operation completed successfully."},
+} Win32Errors[] = {{0, STATUS_SUCCESS, "The operation completed successfully."},
     {2, STATUS_OBJECT_NAME_NOT_FOUND, "The system cannot find the file specified."},
     {2, STATUS_NO_SUCH_FILE, NULL},
     {3, STATUS_OBJECT_PATH_NOT_FOUND, "The system cannot find the path specified."},
-    {5, STATUS_ACCESS_DENIED, "Access is denied."},
-    {5, STATUS_FILE_IS_A_DIRECTORY, NULL},
+    {5, STATUS_ACCESS_DENIED, "Access is denied."}, {5, STATUS_FILE_IS_A_DIRECTORY, NULL},
     {6, STATUS_INVALID_HANDLE, "The handle is invalid."},
     {8, STATUS_NO_MEMORY, "Not enough memory resources are available to process this command."},
     {31, STATUS_UNSUCCESSFUL, "A device attached to the system is not functioning."},
@@ -40,8 +38,7 @@ static const struct {
     {1117, STATUS_IO_DEVICE_ERROR,
         "The request could not be performed because of an I/O device error."},
     {1450, STATUS_INSUFFICIENT_RESOURCES,
-        "Insufficient system resources exist to complete the requested service."},
-};
+        "Insufficient system resources exist to complete the requested service."}};
 
 ULONG Win32Error(NTSTATUS Status) {
     for (ULONG i = 0; i < ARRAY_SIZE(Win32Errors); i++)

@@ -1,7 +1,5 @@
-/* The 64-bit part of the boot loader: maps \Windows\System32\ntoskrnl.exe at a random address, all
- * memory at MI_DIRECT_MAP, the page tables at MI_PTE_BASE, and enters the kernel. Runs at physical
- * addresses with the first GiB mapped onto itself; disk, FAT32, PE and text code is the kernel's.
- */
+/* The 64-bit loader: maps \Windows\System32\ntoskrnl.exe at a random address, memory at
+ * MI_DIRECT_MAP, page tables at MI_PTE_BASE, and enters the kernel, whose disk code it shares. */
 #include "image.h"
 
 #define KERNEL_FILE  "Windows\\System32\\ntoskrnl.exe"

@@ -1,6 +1,5 @@
-/* Master boot record: loads the loader blob from LBA 1 to 0x8000 and jumps to it. The blob says its
- * length itself: a 16-bit sector count at offset 2, the magic "LOAD" at offset 4 (stage2.S). The
- * image builder adds partition table and signature. Texts are those of Windows' MBR. */
+/* Loads the loader blob from LBA 1 to 0x8000 and jumps to it. The blob says its length: a 16-bit
+ * sector count at offset 2, "LOAD" at offset 4 (stage2.S). The texts are those of Windows' MBR. */
 #define BLOB  0x8000
 #define CHUNK 64 /* sectors a BIOS call: 32 KiB at offset 0 of a segment never wraps */
 
@@ -23,7 +22,7 @@ _start:
     subw %bx, %bp; jnz 2b
     ljmp $0, $BLOB
 
-/* int 13h/42h, extended read: EDD-3 (T13 1386D), §8.22; dl is the BIOS' drive number throughout. */
+/* int 13h/42h, extended read: EDD-3 (T13 1386D), §8.22; dl is the BIOS' drive throughout. */
 read:
     movb $0x42, %ah; movw $packet, %si; int $0x13
     movw $failed, %si; jc fail

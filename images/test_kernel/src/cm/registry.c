@@ -1,6 +1,5 @@
-/* The registry: keys and values in memory, in the order of SYSTEM.reg, whose text is that of
- * "Windows Registry Editor Version 5.00" in ASCII, each value on a line of its own. Every change
- * writes the whole text back; FatStoreFile leaves the old or the new one after a power cut.
+/* Keys and values in memory in the order of SYSTEM.reg, the ASCII text of a .reg export with each
+ * value on one line. Every change writes it all back; a power cut leaves the old text or the new.
  * Pointers to a key or value stay good until it is deleted or the value's length changes. */
 #include "ob.h"
 

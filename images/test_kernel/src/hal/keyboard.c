@@ -1,7 +1,6 @@
-/* PS/2 keyboard on the i8042 controller, scan code set 1, as the BIOS leaves it: on, with IRQ 1.
- * The crash keys are those of i8042prt: the right Ctrl key held, Scroll Lock twice (Microsoft,
- * "Forcing a system crash from the keyboard"). It counts releases of Scroll Lock, so that a key
- * held down does not count twice; any other key, or letting go of Ctrl, starts the count again. */
+/* PS/2 keyboard (i8042), scan code set 1, on and with IRQ 1 as the BIOS leaves it. Crash keys as
+ * i8042prt's (Microsoft, "Forcing a system crash from the keyboard"): right Ctrl held, Scroll Lock
+ * released twice, so that a key held down counts once; any other key starts the count again. */
 #include "ki.h"
 
 enum { DATA = 0x60, STATUS_PORT = 0x64, OUTPUT_FULL = 1, FROM_MOUSE = 0x20 };

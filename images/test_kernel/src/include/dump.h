@@ -7,7 +7,6 @@
 #define DUMP_VALID        0x34365544 /* "DU64" */
 #define DUMP_HEADER_BYTES 0x2000
 enum { DUMP_TYPE_FULL = 1, DUMP_TYPE_BITMAP_KERNEL = 6 };
-
 typedef struct _DUMP_HEADER64 {
     ULONG Signature, ValidDump, MajorVersion, MinorVersion;
     ULONG64 DirectoryTableBase, PfnDataBase, PsLoadedModuleList, PsActiveProcessHead;
@@ -32,7 +31,6 @@ typedef struct _DUMP_HEADER64 {
 ASSERT_OFFSET(DUMP_HEADER64, ContextRecord, 0x348);
 ASSERT_OFFSET(DUMP_HEADER64, SystemUpTime, 0x1030);
 ASSERT_SIZE(DUMP_HEADER64, DUMP_HEADER_BYTES);
-
 typedef struct _BITMAP_DUMP {   /* at DUMP_HEADER_BYTES in bitmap dumps */
     ULONG Signature, ValidDump; /* "SDMP", "DUMP" */
     UCHAR Reserved[24];
@@ -40,6 +38,5 @@ typedef struct _BITMAP_DUMP {   /* at DUMP_HEADER_BYTES in bitmap dumps */
     ULONG64 Pages, Bitmap[]; /* Pages: bits; the file has the pages whose bits are set, in order */
 } BITMAP_DUMP, *PBITMAP_DUMP;
 ASSERT_OFFSET(BITMAP_DUMP, Bitmap, 0x38);
-
 /* Finds out where pagefile.sys lies, for a crash from now on. */
 void IopLocatePagefile(void);

@@ -9,18 +9,15 @@ typedef struct _KEXCEPTION_FRAME {
         R15, Return;
 } KEXCEPTION_FRAME, *PKEXCEPTION_FRAME;
 ASSERT_OFFSET(KEXCEPTION_FRAME, R12, 0x118);
-
 #define KI_TICK          100000 /* 100 ns units: the clock ticks 100 times a second */
 #define KI_STACK_BYTES   0x8000
 #define KI_QUANTUM_TICKS 2
 enum { ThreadReady = 1, ThreadRunning = 2, ThreadTerminated = 4, ThreadWaiting = 5 };
-
 extern ETHREAD KiIdleThread;
 extern ULONG KeDpcTimeoutTicks; /* 0: the DPC watchdog is off */
 extern PKTRAP_FRAME KiWatchdogTrapFrame;
 extern BOOLEAN KiAutoReboot;
 extern UCHAR KiIstStacks[2][0x4000]; /* double fault, NMI */
-
 void KiInitializeDebuggerData(void);
 void KiInitializeClock(void);
 void KiInitializeScheduler(void);

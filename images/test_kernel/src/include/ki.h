@@ -15,9 +15,9 @@
         return Value;                                                                              \
     }
 KI_PORT(byte, UCHAR, "b")
-KI_PORT(word, USHORT, "w") KI_PORT(dword, ULONG, "l") static inline void KiDisable(void) {
-    __asm__ volatile("cli" ::: "memory");
-}
+KI_PORT(word, USHORT, "w")
+KI_PORT(dword, ULONG, "l")
+static inline void KiDisable(void) { __asm__ volatile("cli" ::: "memory"); }
 static inline void KiEnable(void) { __asm__ volatile("sti" ::: "memory"); }
 static inline ULONG64 KiReadTsc(void) {
     ULONG Low, High;
@@ -31,10 +31,8 @@ static inline PETHREAD PsGetCurrentThread_(void) {
     __asm__ volatile("movq %%gs:0x188, %0" : "=r"(Thread));
     return Thread;
 }
-
 #define DISPATCH_LEVEL 2
 #define HIGH_LEVEL     15
-
 extern PLOADER_PARAMETER_BLOCK KeLoaderBlock;
 extern ULONG64 KiRandomState;
 ULONG64 KiRandom(void); /* xorshift, for pool and image layout; not for secrets */
@@ -48,7 +46,6 @@ typedef struct _FAST_MUTEX_ {
 void KiAcquireMutex(PKI_MUTEX Mutex); /* nothing before the scheduler runs and after a crash */
 void KiReleaseMutex(PKI_MUTEX Mutex);
 extern BOOLEAN KiSchedulerRunning;
-
 ULONG64 KiQueryInterruptTime(void); /* 100 ns since start, advanced by the clock interrupt */
 LONG64 KiQuerySystemTime(void);     /* FILETIME: 100 ns since 1601, UTC */
 void KiSetSystemTime(LONG64 SystemTime);
@@ -90,10 +87,8 @@ NTSTATUS HalDiskRead(ULONG64 Lba, ULONG Sectors, PVOID Buffer);
 NTSTATUS HalDiskWrite(ULONG64 Lba, ULONG Sectors, const void *Buffer);
 NTSTATUS HalDiskFlush(void);
 PHYSICAL HalPhysicalAddress(const void *Virtual); /* for DMA: supplied by kernel and by loader */
-
 /* FAT32 with long names on the first partition. Paths are ASCII, relative to the volume's root,
- * with backslashes ("Windows\\System32\\x.sys"), compared without case. All take the volume's
- * mutex. */
+ * with backslashes ("Windows\\System32\\x.sys"), compared without case. All lock the volume. */
 typedef struct _FAT_FILE {
     ULONG FirstCluster, Size, DirectoryCluster, EntryIndex; /* EntryIndex: of the 8.3 entry */
     LONG64 WriteTime, CreateTime;                           /* FILETIME */
@@ -115,14 +110,12 @@ NTSTATUS FatRename(PFAT_FILE File, PCSTR NewName); /* within its directory */
 NTSTATUS FatDelete(PFAT_FILE File);
 NTSTATUS FatReadDirectory(PFAT_FILE Directory, PULONG Cursor, PFAT_FILE Entry); /* NO_MORE_FILES */
 NTSTATUS FatGetExtents(PFAT_FILE File, FAT_EXTENT *Extents, ULONG Maximum, PULONG Count);
-ULONG64 FatFreeBytes(void);
 /* Convenience: a whole small file into pool (NUL appended, caller frees), and back. */
 NTSTATUS FatLoadFile(PCSTR Path, PVOID *Buffer, PULONG Size);
 NTSTATUS FatStoreFile(PCSTR Path, const void *Buffer, ULONG Size);
 /* "\SystemRoot\x", "\??\C:\x", "C:\x", "%SystemRoot%\x", "System32\drivers\x" -> volume path */
 NTSTATUS IopVolumePath(PCSTR NtPath, PCHAR Path, ULONG Size);
 NTSTATUS IopVolumePathFromUnicode(PCUNICODE_STRING NtPath, PCHAR Path, ULONG Size);
-
 /* Crash dump: prepared at boot (extents of pagefile.sys resolved, buffers allocated), written by
  * KeBugCheck2 with everything stopped; moved aside and copied to DumpFile by the next good boot. */
 void IopInitializeCrashDump(void);
@@ -221,9 +214,8 @@ LONG64 HalReadRtc(void);
 
 /* -- crash (ke/bugcheck) ---------------------------------------------------------------------- */
 extern ULONG64 KiBugcheckData[5];
-extern PVOID KiDumpHeader;             /* 0x2000 bytes, DUMP_HEADER64, ready at boot */
-extern BOOLEAN KiCrashing;             /* no locks, no interrupts from here on */
-void KiFillDumpHeader(ULONG DumpType); /* from KiBugcheckData and the PRCB's context */
+extern PVOID KiDumpHeader; /* 0x2000 bytes, DUMP_HEADER64, ready at boot */
+extern BOOLEAN KiCrashing; /* no locks, no interrupts from here on */
 
 /* -- session, agent --------------------------------------------------------------------------- */
 void SmpStart(void);        /* session manager: processes, dump copying, services, agent */

@@ -9,11 +9,6 @@ void MiUnmapAndFree(PVOID Virtual, ULONG Pages);
 extern PUCHAR MmPfnDatabase;
 extern ULONG64 MmAvailablePages;
 extern ULONG64 MmNonPagedPoolStart, MmNonPagedPoolEnd;
-
 static inline void MiFlushPage(const void *Virtual) {
     __asm__ volatile("invlpg (%0)" ::"r"(Virtual) : "memory");
-}
-static inline void MiFlushAll(void) {
-    ULONG64 Root;
-    __asm__ volatile("movq %%cr3, %0; movq %0, %%cr3" : "=r"(Root)::"memory");
 }

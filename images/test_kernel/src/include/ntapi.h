@@ -6,26 +6,10 @@ typedef enum { NonPagedPool = 0, PagedPool = 1, NonPagedPoolNx = 512 } POOL_TYPE
 typedef enum { Executive } KWAIT_REASON;
 typedef enum { NotificationEvent, SynchronizationEvent } EVENT_TYPE;
 typedef enum { NotificationTimer, SynchronizationTimer } TIMER_TYPE;
-typedef enum {
-    FileDirectoryInformation = 1,
-    FileFullDirectoryInformation = 2,
-    FileBothDirectoryInformation = 3,
-    FileBasicInformation = 4,
-    FileStandardInformation = 5,
-    FileNamesInformation = 12,
-    FileDispositionInformation = 13,
-    FilePositionInformation = 14,
-    FileEndOfFileInformation = 20,
-    FileNetworkOpenInformation = 34,
-} FILE_INFORMATION_CLASS;
-typedef enum {
-    KeyValueBasicInformation,
-    KeyValueFullInformation,
-    KeyValuePartialInformation
-} KEY_VALUE_INFORMATION_CLASS;
+typedef ULONG FILE_INFORMATION_CLASS, KEY_VALUE_INFORMATION_CLASS; /* those that are offered: */
+enum { FileDirectoryInformation = 1, FileStandardInformation = 5, KeyValuePartialInformation = 2 };
 typedef void CREATE_PROCESS_NOTIFY_EX(
     PEPROCESS Process, HANDLE ProcessId, PPS_CREATE_NOTIFY_INFO CreateInfo);
-
 /* ke */
 KIRQL KeGetCurrentIrql(void);
 KIRQL KfRaiseIrql(KIRQL NewIrql);
@@ -48,7 +32,6 @@ void ExFreePoolWithTag(PVOID Block, ULONG Tag);
 /* rtl */
 ULONG DbgPrint(PCSTR Format, ...);
 void RtlInitUnicodeString(PUNICODE_STRING Target, PCWSTR Source);
-void RtlInitAnsiString(PANSI_STRING Target, PCSTR Source);
 LONG RtlCompareUnicodeString(PCUNICODE_STRING A, PCUNICODE_STRING B, BOOLEAN IgnoreCase);
 NTSTATUS RtlAppendUnicodeStringToString(PUNICODE_STRING Target, PCUNICODE_STRING Source);
 void RtlFreeUnicodeString(PUNICODE_STRING String);
@@ -67,8 +50,6 @@ NTSTATUS ZwReadFile(HANDLE Handle, HANDLE Event, PVOID Apc, PVOID ApcContext,
 NTSTATUS ZwWriteFile(HANDLE Handle, HANDLE Event, PVOID Apc, PVOID ApcContext,
     PIO_STATUS_BLOCK Status, PVOID Buffer, ULONG Length, PLARGE_INTEGER Offset, PULONG Key);
 NTSTATUS ZwQueryInformationFile(HANDLE Handle, PIO_STATUS_BLOCK Status, PVOID Information,
-    ULONG Length, FILE_INFORMATION_CLASS Class);
-NTSTATUS ZwSetInformationFile(HANDLE Handle, PIO_STATUS_BLOCK Status, PVOID Information,
     ULONG Length, FILE_INFORMATION_CLASS Class);
 NTSTATUS ZwQueryDirectoryFile(HANDLE Handle, HANDLE Event, PVOID Apc, PVOID ApcContext,
     PIO_STATUS_BLOCK Status, PVOID Information, ULONG Length, FILE_INFORMATION_CLASS Class,

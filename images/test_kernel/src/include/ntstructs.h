@@ -1,15 +1,12 @@
-/* Processor, thread, process and loader structures at the offsets of Windows 10 build 19041 where a
- * debugger or a driver looks at them. The offsets are public knowledge (wdm.h, published KDBG
- * lists); fields that nobody outside reads are left out. Types also reach debuggers through our own
- * PDB. */
+/* Structures at the offsets of Windows 10 build 19041 where a debugger or a driver looks at them.
+ * The offsets are public (wdm.h, published KDBG lists); fields nobody outside reads are left out.
+ */
 #pragma once
 #include "nttypes.h"
-
 typedef struct __attribute__((aligned(16))) _M128A {
     ULONG64 Low;
     LONG64 High;
 } M128A;
-
 typedef struct __attribute__((aligned(16))) _CONTEXT {
     ULONG64 P1Home, P2Home, P3Home, P4Home, P5Home, P6Home;
     ULONG ContextFlags, MxCsr;
@@ -38,7 +35,6 @@ LAYOUT(CONTEXT, AT(CONTEXT, Rsp, 0x98) && AT(CONTEXT, Rip, 0xF8) && AT(CONTEXT, 
 #define CONTEXT_AMD64    0x100000
 #define CONTEXT_FULL     (CONTEXT_AMD64 | 0xB)
 #define CONTEXT_SEGMENTS (CONTEXT_AMD64 | 0x4)
-
 typedef struct _EXCEPTION_RECORD {
     NTSTATUS ExceptionCode;
     ULONG ExceptionFlags;
@@ -48,7 +44,6 @@ typedef struct _EXCEPTION_RECORD {
     ULONG64 ExceptionInformation[15];
 } EXCEPTION_RECORD, *PEXCEPTION_RECORD;
 LAYOUT(EXCEPTION_RECORD, sizeof(EXCEPTION_RECORD) == 0x98);
-
 typedef struct _KTRAP_FRAME {
     ULONG64 P1Home, P2Home, P3Home, P4Home, P5;
     CHAR PreviousMode;
@@ -69,7 +64,6 @@ typedef struct _KTRAP_FRAME {
 } KTRAP_FRAME, *PKTRAP_FRAME;
 LAYOUT(KTRAP_FRAME, AT(KTRAP_FRAME, FaultAddress, 0xD0) && AT(KTRAP_FRAME, Rbp, 0x158) &&
                         AT(KTRAP_FRAME, Rip, 0x168) && sizeof(KTRAP_FRAME) == 0x190);
-
 typedef struct _KDESCRIPTOR {
     USHORT Pad[3], Limit;
     PVOID Base;
@@ -88,9 +82,7 @@ typedef struct _KPROCESSOR_STATE {
     KSPECIAL_REGISTERS SpecialRegisters;
     CONTEXT ContextFrame;
 } KPROCESSOR_STATE;
-
 typedef ULONG64 KSPIN_LOCK, *PKSPIN_LOCK;
-
 typedef struct _DISPATCHER_HEADER {
     UCHAR Type, Signalling, Size, Reserved;
     LONG SignalState;
@@ -98,11 +90,9 @@ typedef struct _DISPATCHER_HEADER {
 } DISPATCHER_HEADER, *PDISPATCHER_HEADER;
 enum { NotificationEventObject, SynchronizationEventObject, ProcessObject = 3, ThreadObject = 6 };
 enum { TimerNotificationObject = 8, TimerSynchronizationObject = 9 };
-
 typedef struct _KEVENT {
     DISPATCHER_HEADER Header;
 } KEVENT, *PKEVENT;
-
 struct _KDPC;
 typedef void KDEFERRED_ROUTINE(struct _KDPC *Dpc, PVOID Context, PVOID Argument1, PVOID Argument2);
 typedef struct _KDPC {
@@ -114,7 +104,6 @@ typedef struct _KDPC {
     PVOID DeferredContext, SystemArgument1, SystemArgument2, DpcData; /* DpcData: queued when set */
 } KDPC, *PKDPC;
 LAYOUT(KDPC, sizeof(KDPC) == 0x40);
-
 typedef struct _KTIMER {
     DISPATCHER_HEADER Header;
     ULONG64 DueTime; /* interrupt time, 100 ns */
@@ -123,14 +112,12 @@ typedef struct _KTIMER {
     ULONG Processor, Period; /* ms */
 } KTIMER, *PKTIMER;
 LAYOUT(KTIMER, sizeof(KTIMER) == 0x40);
-
 struct _EPROCESS;
 typedef struct _KAPC_STATE {
     LIST_ENTRY ApcListHead[2];
     struct _EPROCESS *Process;
     ULONG64 Flags;
 } KAPC_STATE;
-
 typedef struct _KTHREAD {
     DISPATCHER_HEADER Header;
     PVOID SListFaultAddress;
@@ -160,7 +147,6 @@ typedef struct _KTHREAD {
 LAYOUT(KTHREAD, AT(KTHREAD, KernelStack, 0x58) && AT(KTHREAD, ApcState.Process, 0xB8) &&
                     AT(KTHREAD, Teb, 0xF0) && AT(KTHREAD, State, 0x184) &&
                     AT(KTHREAD, Process, 0x220) && sizeof(KTHREAD) == 0x430);
-
 typedef void KSTART_ROUTINE(PVOID Context);
 typedef struct _ETHREAD {
     KTHREAD Tcb;
@@ -180,7 +166,6 @@ typedef struct _ETHREAD {
 } ETHREAD, *PETHREAD;
 LAYOUT(ETHREAD,
     AT(ETHREAD, Cid, 0x478) && AT(ETHREAD, ThreadListEntry, 0x4E8) && sizeof(ETHREAD) == 0x898);
-
 typedef struct _KPROCESS {
     DISPATCHER_HEADER Header;
     LIST_ENTRY ProfileListHead;
@@ -209,7 +194,6 @@ typedef struct _EPROCESS {
 LAYOUT(EPROCESS, AT(EPROCESS, UniqueProcessId, 0x440) && AT(EPROCESS, ActiveProcessLinks, 0x448) &&
                      AT(EPROCESS, Peb, 0x550) && AT(EPROCESS, ImageFileName, 0x5A8) &&
                      AT(EPROCESS, ThreadListHead, 0x5E0) && sizeof(EPROCESS) == 0xA40);
-
 typedef struct _KPRCB {
     ULONG MxCsr;
     UCHAR LegacyNumber, ReservedMustBeZero, InterruptRequest, IdleHalt;
@@ -236,7 +220,6 @@ typedef struct _KPRCB {
     ULONG64 Fill1;
 } KPRCB, *PKPRCB;
 LAYOUT(KPRCB, AT(KPRCB, Number, 0x24) && AT(KPRCB, ProcessorState.ContextFrame, 0x1F0));
-
 typedef struct _KPCR {
     PVOID GdtBase, TssBase;
     ULONG64 UserRsp;
@@ -251,7 +234,6 @@ typedef struct _KPCR {
     KPRCB Prcb;
 } KPCR, *PKPCR;
 LAYOUT(KPCR, AT(KPCR, Irql, 0x50) && AT(KPCR, Prcb, 0x180));
-
 typedef struct _KLDR_DATA_TABLE_ENTRY {
     LIST_ENTRY InLoadOrderLinks;
     PVOID ExceptionTable;
@@ -270,7 +252,6 @@ typedef struct _KLDR_DATA_TABLE_ENTRY {
 LAYOUT(KLDR_DATA_TABLE_ENTRY, AT(KLDR_DATA_TABLE_ENTRY, DllBase, 0x30) &&
                                   AT(KLDR_DATA_TABLE_ENTRY, BaseDllName, 0x58) &&
                                   AT(KLDR_DATA_TABLE_ENTRY, CheckSum, 0x78));
-
 struct _DRIVER_OBJECT;
 typedef NTSTATUS DRIVER_INITIALIZE(struct _DRIVER_OBJECT *Driver, PUNICODE_STRING RegistryPath);
 typedef void DRIVER_UNLOAD(struct _DRIVER_OBJECT *Driver);
@@ -291,7 +272,6 @@ typedef struct _DRIVER_OBJECT {
     PVOID MajorFunction[28];
 } DRIVER_OBJECT, *PDRIVER_OBJECT;
 LAYOUT(DRIVER_OBJECT, sizeof(DRIVER_OBJECT) == 0x150);
-
 typedef struct _PS_CREATE_NOTIFY_INFO {
     SIZE_T Size;
     ULONG Flags;
@@ -302,7 +282,6 @@ typedef struct _PS_CREATE_NOTIFY_INFO {
     NTSTATUS CreationStatus;
 } PS_CREATE_NOTIFY_INFO, *PPS_CREATE_NOTIFY_INFO;
 LAYOUT(PS_CREATE_NOTIFY_INFO, sizeof(PS_CREATE_NOTIFY_INFO) == 0x48);
-
 typedef struct _PHYSICAL_MEMORY_RUN {
     PFN_NUMBER BasePage, PageCount;
 } PHYSICAL_MEMORY_RUN;
@@ -311,7 +290,6 @@ typedef struct _PHYSICAL_MEMORY_DESCRIPTOR {
     PFN_NUMBER NumberOfPages;
     PHYSICAL_MEMORY_RUN Run[40];
 } PHYSICAL_MEMORY_DESCRIPTOR;
-
 /* Handed over by the boot loader, in memory that stays mapped through the direct map. */
 typedef struct _LOADER_PARAMETER_BLOCK {
     ULONG Size, RegionCount;

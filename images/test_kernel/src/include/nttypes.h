@@ -3,7 +3,6 @@
 #pragma once
 #include <stdarg.h>
 #include <stddef.h>
-
 typedef unsigned char UCHAR, BOOLEAN, KIRQL, *PUCHAR;
 typedef char CHAR, *PCHAR;
 typedef unsigned short USHORT, WCHAR, *PUSHORT, *PWSTR;
@@ -17,7 +16,6 @@ typedef unsigned long long ULONG64, ULONGLONG, ULONG_PTR, SIZE_T, *PULONG64, *PS
 typedef long long LONG_PTR;
 typedef void *PVOID, *HANDLE, **PHANDLE;
 typedef ULONG64 PFN_NUMBER, PHYSICAL;
-
 typedef union _LARGE_INTEGER {
     struct {
         ULONG LowPart;
@@ -25,23 +23,19 @@ typedef union _LARGE_INTEGER {
     };
     LONG64 QuadPart;
 } LARGE_INTEGER, *PLARGE_INTEGER;
-
 typedef struct _LIST_ENTRY {
     struct _LIST_ENTRY *Flink, *Blink;
 } LIST_ENTRY, *PLIST_ENTRY;
-
 typedef struct _UNICODE_STRING {
     USHORT Length, MaximumLength; /* bytes */
     PWSTR Buffer;
 } UNICODE_STRING, *PUNICODE_STRING;
 typedef const UNICODE_STRING *PCUNICODE_STRING;
-
 typedef struct _ANSI_STRING {
     USHORT Length, MaximumLength;
     PCHAR Buffer;
 } ANSI_STRING, *PANSI_STRING;
 typedef const ANSI_STRING *PCANSI_STRING;
-
 typedef struct _OBJECT_ATTRIBUTES {
     ULONG Length;
     HANDLE RootDirectory;
@@ -49,7 +43,6 @@ typedef struct _OBJECT_ATTRIBUTES {
     ULONG Attributes;
     PVOID SecurityDescriptor, SecurityQualityOfService;
 } OBJECT_ATTRIBUTES, *POBJECT_ATTRIBUTES;
-
 typedef struct _IO_STATUS_BLOCK {
     union {
         NTSTATUS Status;
@@ -57,17 +50,14 @@ typedef struct _IO_STATUS_BLOCK {
     };
     ULONG_PTR Information;
 } IO_STATUS_BLOCK, *PIO_STATUS_BLOCK;
-
 typedef struct _CLIENT_ID {
     HANDLE UniqueProcess, UniqueThread;
 } CLIENT_ID, *PCLIENT_ID;
-
 #define TRUE  1
 #define FALSE 0
 #ifndef NULL
 #define NULL ((void *)0)
 #endif
-
 #define PAGE_SIZE                          0x1000ULL
 #define PAGE_SHIFT                         12
 #define ROUND_TO_PAGES(n)                  (((ULONG64)(n) + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1))
@@ -76,7 +66,7 @@ typedef struct _CLIENT_ID {
 #define MIN(a, b)                          ((a) < (b) ? (a) : (b))
 #define MAX(a, b)                          ((a) > (b) ? (a) : (b))
 #define CONTAINING_RECORD(p, type, field)  ((type *)((PUCHAR)(p)-offsetof(type, field)))
-#define NTSYSAPI                           /* drivers may import it: the build lists these as exports */
+#define NTSYSAPI                           /* a driver may import it: the build exports it */
 #define NORETURN                           __attribute__((noreturn))
 #define NOINLINE                           __attribute__((noinline))
 #define UNREFERENCED(x)                    ((void)(x))
@@ -84,16 +74,14 @@ typedef struct _CLIENT_ID {
 #define LAYOUT(type, test)                 _Static_assert(test, #type)
 #define ASSERT_OFFSET(type, field, offset) LAYOUT(type, AT(type, field, offset))
 #define ASSERT_SIZE(type, size)            _Static_assert(sizeof(type) == (size), #type)
-
-#define NT_SUCCESS(s) ((NTSTATUS)(s) >= 0)
+#define NT_SUCCESS(s)                      ((NTSTATUS)(s) >= 0)
 /* Leaves the calling function with the status of a call that failed. */
 #define TRY(call)                                                                                  \
     do {                                                                                           \
         NTSTATUS Failed_ = (call);                                                                 \
         if (!NT_SUCCESS(Failed_)) return Failed_;                                                  \
     } while (0)
-#define STATUS(code) ((NTSTATUS)(code))
-
+#define STATUS(code)                           ((NTSTATUS)(code))
 #define STATUS_SUCCESS                         STATUS(0x00000000)
 #define STATUS_TIMEOUT                         STATUS(0x00000102)
 #define STATUS_BUFFER_OVERFLOW                 STATUS(0x80000005)
@@ -136,9 +124,7 @@ typedef struct _CLIENT_ID {
 #define STATUS_ENTRYPOINT_NOT_FOUND            STATUS(0xC0000139)
 #define STATUS_IO_DEVICE_ERROR                 STATUS(0xC0000185)
 #define STATUS_IMAGE_MACHINE_TYPE_MISMATCH_EXE STATUS(0xC0000720)
-#define STATUS_INVALID_IMAGE_WIN_32            STATUS(0xC0000359)
 #define STATUS_NOT_FOUND                       STATUS(0xC0000225)
-
 static inline void InitializeListHead(PLIST_ENTRY Head) { Head->Flink = Head->Blink = Head; }
 static inline BOOLEAN IsListEmpty(const LIST_ENTRY *Head) { return Head->Flink == Head; }
 static inline void RemoveEntryList(PLIST_ENTRY Entry) {

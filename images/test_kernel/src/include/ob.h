@@ -13,7 +13,6 @@ typedef struct _OBJECT_HEADER {
     ULONG64 SecurityDescriptor, Body[];
 } OBJECT_HEADER, *POBJECT_HEADER;
 ASSERT_OFFSET(OBJECT_HEADER, Body, 0x30);
-
 /* A zeroed body with one reference, the caller's. */
 NTSTATUS ObCreateObject(POBJECT_TYPE Type, SIZE_T Bytes, PVOID *Body);
 /* A handle, which takes over the caller's reference; a failure gives that reference up too. */

@@ -1,7 +1,6 @@
-/* Windows counts boots that did not succeed and, after some in a row, starts recovery. Here the
- * count is in C:\Windows\bootstat.dat, in a format of our own: "BSTA", then 32-bit version, failed
- * boots, and how many of those bring up the repair screen (0: any number). The screen and when it
- * comes are a model of Windows 10's, not a copy. */
+/* Windows counts failed boots and after some in a row starts recovery. Here the count is in
+ * C:\Windows\bootstat.dat, a format of our own: "BSTA", then 32-bit version, failed boots, limit
+ * (0: none). The repair screen and when it comes are a model of Windows 10's. */
 #include "ki.h"
 
 typedef struct _BOOT_STATUS {

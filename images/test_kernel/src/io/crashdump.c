@@ -1,6 +1,5 @@
-/* Writing the crash dump: from memory into the sectors of pagefile.sys, which were looked up at
- * boot. At the crash nothing is allocated, locked or looked up in the file system. A fault in here
- * ends in KeBugCheck2, which then does not try again. */
+/* The crash dump: from memory into the sectors of pagefile.sys, looked up at boot. Nothing is
+ * allocated or locked here; a fault ends in KeBugCheck2, which does not try again. */
 #include "dump.h"
 #include "mm.h"
 
@@ -29,6 +28,8 @@ void IopLocatePagefile(void) {
     ULONG Count = 0;
     FAT_EXTENT *Next = IopPagefile == IopExtents[0] ? IopExtents[1] : IopExtents[0];
     NTSTATUS Status = FatOpen("pagefile.sys", &File);
+    if (!NT_SUCCESS(Status) && NT_SUCCESS(FatOpen("pagefile.new", &File)))
+        Status = FatRename(&File, "pagefile.sys"); /* the old one was moved aside as a dump */
     if (NT_SUCCESS(Status)) Status = FatGetExtents(&File, Next, MAXIMUM_EXTENTS, &Count);
     KiDisable(); /* looking takes long: a crash until now goes to where it was */
     IopPagefile = Next;

@@ -69,11 +69,10 @@ static PVOID MiFindExport(PVOID Base, PCSTR Name) {
 
 static NTSTATUS MiResolveImports(PUCHAR Image, PIMAGE_NT_HEADERS64 Headers, PCSTR FileName) {
     ULONG Rva = Headers->DataDirectory[DIRECTORY_IMPORT].VirtualAddress;
-    ULONG Limit = Headers->SizeOfImage - (ULONG)sizeof(IMAGE_IMPORT_DESCRIPTOR);
+    ULONG End = Headers->SizeOfImage - (ULONG)sizeof(IMAGE_IMPORT_DESCRIPTOR);
     for (IMAGE_IMPORT_DESCRIPTOR *Import = (PVOID)(Image + Rva);
-         Rva && (ULONG)((PUCHAR)Import - Image) <= Limit && Import->Name; Import++) {
-        if (Import->Name >= Limit || Import->FirstThunk >= Limit)
-            return STATUS_INVALID_IMAGE_FORMAT;
+         Rva && (ULONG)((PUCHAR)Import - Image) <= End && Import->Name; Import++) {
+        if (Import->Name >= End || Import->FirstThunk >= End) return STATUS_INVALID_IMAGE_FORMAT;
         PCSTR Module = (PCSTR)Image + Import->Name;
         if (RtlCompareTextInsensitive(Module, "ntoskrnl.exe") &&
             RtlCompareTextInsensitive(Module, "hal.dll"))
@@ -81,8 +80,8 @@ static NTSTATUS MiResolveImports(PUCHAR Image, PIMAGE_NT_HEADERS64 Headers, PCST
                 STATUS_OBJECT_NAME_NOT_FOUND, "%s needs %s, which is not here", FileName, Module);
         for (PULONG64 Thunk = (PULONG64)(Image + Import->FirstThunk);
              (ULONG)((PUCHAR)Thunk - Image) <= Headers->SizeOfImage - 8 && *Thunk; Thunk++) {
-            PCSTR Name = *Thunk < Limit ? (PCSTR)Image + *Thunk + 2 : "(an ordinal)";
-            PVOID Function = *Thunk < Limit ? MiFindExport(PsNtosImage->DllBase, Name) : NULL;
+            PCSTR Name = *Thunk < End ? (PCSTR)Image + *Thunk + 2 : "(an ordinal)";
+            PVOID Function = *Thunk < End ? MiFindExport(PsNtosImage->DllBase, Name) : NULL;
             if (!Function)
                 return REFUSE(*Thunk >> 63 ? STATUS_ORDINAL_NOT_FOUND : STATUS_ENTRYPOINT_NOT_FOUND,
                     "%s: unresolved import %s!%s", FileName, Module, Name);
@@ -92,27 +91,17 @@ static NTSTATUS MiResolveImports(PUCHAR Image, PIMAGE_NT_HEADERS64 Headers, PCST
     return STATUS_SUCCESS;
 }
 
-/* The /GS cookie of a driver built with one: random, 48 bits, never the default value. */
-static void MiSetSecurityCookie(PUCHAR Image, PIMAGE_NT_HEADERS64 Headers) {
-    IMAGE_DATA_DIRECTORY *Config = &Headers->DataDirectory[DIRECTORY_LOAD_CONFIG];
-    if (Config->Size < 0x60) return;
-    ULONG64 Rva = *(PULONG64)(Image + Config->VirtualAddress + 0x58) - (ULONG64)Image;
-    if (Rva < Headers->SizeOfImage - 8) *(PULONG64)(Image + Rva) = KiRandom() & 0xFFFFFFFFFFFF;
-}
-
 /* Lays the file out in new pages, links it, and only then protects each section as it asks. */
-static NTSTATUS MiMapImage(
-    PUCHAR File, PIMAGE_NT_HEADERS64 Headers, PCSTR FileName, PUCHAR *Result) {
+static NTSTATUS MiMapImage(PUCHAR File, PIMAGE_NT_HEADERS64 Headers, PCSTR Name, PUCHAR *Result) {
     ULONG Pages = (ULONG)BYTES_TO_PAGES(Headers->SizeOfImage);
     PUCHAR Image = *Result = MiReserveSystemSpace(Pages * PAGE_SIZE);
     TRY(MiMapNewPages(Image, Pages));
     PIMAGE_SECTION_HEADER Section = MiLayOutImage(File, Image, Headers);
     NTSTATUS Status = MiRelocate(Image, Headers, (ULONG64)Image);
-    Status = NT_SUCCESS(Status) ? MiResolveImports(Image, Headers, FileName)
-                                : REFUSE(Status, "%s has bad relocations", FileName);
+    Status = NT_SUCCESS(Status) ? MiResolveImports(Image, Headers, Name)
+                                : REFUSE(Status, "%s has bad relocations", Name);
     if (!NT_SUCCESS(Status)) MiUnmapAndFree(Image, Pages);
     TRY(Status);
-    MiSetSecurityCookie(Image, Headers);
     MiMapPage(Image, MiGetPhysicalAddress(Image), 0);
     for (ULONG Left = Headers->NumberOfSections; Left; Left--, Section++) {
         ULONG Flags = Section->Characteristics & SECTION_WRITE ? MI_WRITE : 0;

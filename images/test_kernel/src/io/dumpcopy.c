@@ -1,6 +1,6 @@
-/* After a crash: the first boot that gets this far renames pagefile.sys with its dump to
- * DUMPxxxx.tmp, makes a new page file, and copies the dump to CrashControl\DumpFile in the
- * background. The next boot goes on from where this was cut short, with the copy from its start. */
+/* After a crash: the first boot to get this far makes pagefile.new, renames pagefile.sys to
+ * DUMPxxxx.TMP and .new to .sys, and copies the dump to CrashControl\DumpFile; a later boot
+ * resumes. */
 #include "dump.h"
 
 enum { PIECE_PAGES = 64 };
@@ -23,16 +23,15 @@ static BOOLEAN IopReadDumpHeader(DUMP_FILE *Dump) {
     return Dump->Time != 0 && Dump->Size <= Dump->File.Size;
 }
 
-static NTSTATUS IopCreatePagefile(ULONG Size) {
+/* pagefile.new takes the page file's name when that is free (IopLocatePagefile): it takes long to
+ * make, and a crash until then goes to the old one. */
+static NTSTATUS IopCreatePagefile(PCSTR Name, ULONG Size) {
     static const UCHAR NoDump[512]; /* the clusters it gets may have held a dump before */
     FAT_FILE File;
     ULONG Count;
-    NTSTATUS Status = FatOpen("pagefile.sys", &File);
-    if (!NT_SUCCESS(Status)) Status = FatCreate("pagefile.sys", FALSE, &File);
-    if (NT_SUCCESS(Status)) Status = FatWrite(&File, 0, NoDump, sizeof(NoDump), &Count);
-    if (NT_SUCCESS(Status)) Status = FatSetSize(&File, Size);
-    IopLocatePagefile();
-    return Status;
+    if (!NT_SUCCESS(FatOpen(Name, &File))) TRY(FatCreate(Name, FALSE, &File));
+    TRY(FatWrite(&File, 0, NoDump, sizeof(NoDump), &Count));
+    return FatSetSize(&File, Size);
 }
 
 /* Finds the newest DUMPxxxx.tmp; older ones, which it would overwrite, are deleted. */
@@ -89,17 +88,22 @@ void IopCopyCrashDump(void) {
     NTSTATUS Status;
     CHAR Name[16];
     if (NT_SUCCESS(FatOpen("pagefile.sys", &Pagefile.File)) && IopReadDumpHeader(&Pagefile)) {
-        do RtlFormat(Name, sizeof(Name), "DUMP%04x.tmp", (ULONG)(KiRandom() & 0xFFFF));
+        IopCreatePagefile("pagefile.new", Pagefile.File.Size);
+        do RtlFormat(Name, sizeof(Name), "DUMP%04X.TMP", (ULONG)(KiRandom() & 0xFFFF));
         while ((Status = FatRename(&Pagefile.File, Name)) == STATUS_OBJECT_NAME_COLLISION);
         DbgPrint("io: last crash: pagefile.sys renamed to %s, status %08x\n", Name, Status);
     }
+    IopLocatePagefile();
     if (!IopFindDump()) return;
-    /* The dump's file keeps the length of the page file until there is a new one of that length. */
+    /* The dump's file has the length of the page file. Cut to the dump's, it leaves room for one.
+     */
     ULONG Whole = IopDump.File.Size;
-    Status = FatOpen("pagefile.sys", &Pagefile.File);
-    if (!NT_SUCCESS(Status) || Pagefile.File.Size < Whole) Status = IopCreatePagefile(Whole);
     FatSetSize(&IopDump.File, (ULONG)IopDump.Size);
-    if (!NT_SUCCESS(Status)) Status = IopCreatePagefile(Whole); /* there is more room now */
+    Status = FatOpen("pagefile.sys", &Pagefile.File);
+    if (!NT_SUCCESS(Status) || Pagefile.File.Size < Whole) {
+        Status = IopCreatePagefile("pagefile.sys", Whole);
+        IopLocatePagefile();
+    }
     if (!NT_SUCCESS(Status)) DbgPrint("io: no new pagefile.sys: status %08x\n", Status);
     KiStartThread(IopCopyDumpThread, NULL, NULL);
 }

@@ -1,10 +1,8 @@
-/* FAT32 with long file names on the first FAT32 partition. Source: Microsoft, "FAT: General
- * Overview of On-Disk Format", 1.03 (2000), section numbers below. Times on disk are kept as UTC.
- *
- * Writes are ordered so that a power cut leaves at worst lost clusters, or a chain longer than its
- * file says: new clusters are chained up before anything points at them, an entry forgets its
- * clusters before they are freed, and the slots of one file share a sector, so that making,
- * deleting and mostly renaming it is one sector write. That limits names to 195 characters. */
+/* FAT32 with long names on the first FAT32 partition. Source: Microsoft, "FAT: General Overview of
+ * On-Disk Format", 1.03 (2000), section numbers below. Times on disk are UTC. Writes are ordered so
+ * that a power cut leaves at worst lost clusters, or a chain longer than its file says: clusters
+ * are chained before anything points at them, an entry forgets its clusters before they are freed,
+ * and the slots of one file share a sector, which limits names to 195 characters. */
 #include "ki.h"
 
 enum { SECTOR = 512, LINE_SECTORS = 32, LINES = 8 }; /* the cache reads 16 KiB at a time */
@@ -322,8 +320,7 @@ static NTSTATUS FatCheckName(ULONG Directory, PCSTR Name, ULONG Self) {
     if (!Length || Length > (SLOTS - 1) * LONG_CHARS || strchr(". ", Name[Length - 1]))
         return STATUS_OBJECT_NAME_INVALID;
     for (PCSTR At = Name; *At; At++)
-        if (*At < ' ' || *At > 0x7E || strchr("\"*/:<>?\\|", *At))
-            return STATUS_OBJECT_NAME_INVALID;
+        if (*At < ' ' || *At > '~' || strchr("\"*/:<>?\\|", *At)) return STATUS_OBJECT_NAME_INVALID;
     NTSTATUS Status = FatFind(Directory, Name, &Other);
     if (Status == STATUS_OBJECT_NAME_NOT_FOUND || (NT_SUCCESS(Status) && Other.EntryIndex == Self))
         return STATUS_SUCCESS;

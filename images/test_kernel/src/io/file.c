@@ -1,6 +1,5 @@
-/* The Zw file calls over FAT32, with the structures and status codes of the DDK (ntifs.h). Left
- * out: sharing modes (every open shares all), paths relative to a handle, events, APCs, most
- * classes of information; a file marked for deletion goes with the handle that marked it. */
+/* The Zw file calls over FAT32, as in the DDK (ntifs.h). Left out: sharing modes (every open shares
+ * all), paths relative to a handle, events, APCs, most classes of information. */
 #include "ob.h"
 
 enum { FILE_SUPERSEDE, FILE_OPEN, FILE_CREATE, FILE_OPEN_IF, FILE_OVERWRITE, FILE_OVERWRITE_IF };
@@ -157,39 +156,6 @@ NTSYSAPI NTSTATUS ZwQueryInformationFile(HANDLE Handle, PIO_STATUS_BLOCK Result,
     *Information = (FILE_STANDARD_INFORMATION){(LONG64)ROUND_TO_PAGES(Open->File.Size),
         Open->File.Size, 1, Open->DeletePending, Open->Directory};
     return IopFinish(Open, Result, STATUS_SUCCESS, sizeof(*Information));
-}
-
-static NTSTATUS IopSetDeletePending(POPEN_FILE Open, BOOLEAN Delete) {
-    FAT_FILE Entry;
-    ULONG Cursor = 0;
-    if (Delete && (Open->File.Attributes & ATTRIBUTE_READONLY || !*Open->Path))
-        return STATUS_CANNOT_DELETE;
-    if (Delete && Open->Directory && NT_SUCCESS(FatReadDirectory(&Open->File, &Cursor, &Entry)))
-        return STATUS_DIRECTORY_NOT_EMPTY;
-    Open->DeletePending = Delete;
-    return STATUS_SUCCESS;
-}
-
-static NTSTATUS IopSetEndOfFile(POPEN_FILE Open, ULONG64 Size) {
-    static const UCHAR Zero;
-    ULONG Count;
-    if (Open->Directory) return STATUS_INVALID_PARAMETER;
-    if (Size > 0xFFFFFFFF) return STATUS_DISK_FULL;
-    if (Size > Open->File.Size) /* what the file grows by reads as zeros */
-        return FatWrite(&Open->File, (ULONG)Size - 1, &Zero, 1, &Count);
-    return FatSetSize(&Open->File, (ULONG)Size);
-}
-
-NTSYSAPI NTSTATUS ZwSetInformationFile(HANDLE Handle, PIO_STATUS_BLOCK Result, PVOID Buffer,
-    ULONG Length, FILE_INFORMATION_CLASS Class) {
-    POPEN_FILE Open;
-    BOOLEAN Deletion = Class == FileDispositionInformation;
-    if (!Deletion && Class != FileEndOfFileInformation) return STATUS_INVALID_INFO_CLASS;
-    if (Length < (Deletion ? sizeof(BOOLEAN) : sizeof(LONG64))) return STATUS_INFO_LENGTH_MISMATCH;
-    TRY(IopStart(Handle, NULL, NULL, Result, &Open));
-    NTSTATUS Status = Deletion ? IopSetDeletePending(Open, *(PUCHAR)Buffer)
-                               : IopSetEndOfFile(Open, *(PULONG64)Buffer);
-    return IopFinish(Open, Result, Status, 0);
 }
 
 /* Case-blind match of a pattern with * and ?; recursion depth: the number of stars. */

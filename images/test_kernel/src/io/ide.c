@@ -1,6 +1,5 @@
-/* The disk: primary IDE master, polled bus-master DMA, LBA28. Sources: ATA/ATAPI-6 (T13 1410D) for
- * commands and registers; Intel 82371SB (PIIX3) for the bus master. All state is in the device, so
- * a saved and restored machine goes on polling. */
+/* Primary IDE master, LBA28, polled bus-master DMA; all state is in the device, so a saved machine
+ * goes on. Sources: ATA/ATAPI-6 (T13 1410D); Intel 82371SB (PIIX3). */
 #include "ki.h"
 
 enum { DATA = 0x1F0, COUNT = 0x1F2, LBA_LOW, LBA_MIDDLE, LBA_HIGH, DEVICE, COMMAND };
@@ -50,15 +49,15 @@ static BOOLEAN IdeDescribe(const UCHAR *Buffer, ULONG Bytes) {
     return TRUE;
 }
 static NTSTATUS IdeDma(BOOLEAN Write, ULONG Lba, ULONG Sectors) {
+    __outbyte(BusMaster + BM_COMMAND, 0); /* stops the transfer before */
     __outdword(BusMaster + BM_TABLE, HalPhysicalAddress((const void *)Regions));
     __outbyte(BusMaster + BM_STATUS, BM_FAILED | BM_IRQ); /* written ones clear */
     TRY(IdeCommand(Write ? 0xCA : 0xC8, Lba, Sectors));
     __outbyte(BusMaster + BM_COMMAND, BM_START | (Write ? 0 : BM_TO_MEMORY));
-    TRY(IdeWait(0)); /* DRQ is set until all is moved */
-    UCHAR Status = __inbyte(BusMaster + BM_STATUS);
-    __outbyte(BusMaster + BM_COMMAND, 0);
+    TRY(IdeWait(0));                   /* DRQ is set until all is moved */
     __asm__ volatile("" ::: "memory"); /* the buffer has changed */
-    return Status & (BM_ACTIVE | BM_FAILED) ? STATUS_IO_DEVICE_ERROR : STATUS_SUCCESS;
+    BOOLEAN Failed = __inbyte(BusMaster + BM_STATUS) & (BM_ACTIVE | BM_FAILED);
+    return Failed ? STATUS_IO_DEVICE_ERROR : STATUS_SUCCESS;
 }
 static NTSTATUS IdeTransfer(BOOLEAN Write, ULONG64 Lba, ULONG Sectors, PUCHAR Buffer) {
     NTSTATUS Status = STATUS_SUCCESS;

@@ -16,7 +16,7 @@ static const struct {
     {0xB8, "ATTEMPTED_SWITCH_FROM_DPC"}, {0xBE, "ATTEMPTED_WRITE_TO_READONLY_MEMORY"},
     {0xC2, "BAD_POOL_CALLER"}, {0xD1, "DRIVER_IRQL_NOT_LESS_OR_EQUAL"},
     {0xE2, "MANUALLY_INITIATED_CRASH"}, {0xFC, "ATTEMPTED_EXECUTE_OF_NOEXECUTE_MEMORY"},
-    {0x133, "DPC_WATCHDOG_VIOLATION"}, {0x139, "KERNEL_SECURITY_CHECK_FAILURE"}};
+    {0x133, "DPC_WATCHDOG_VIOLATION"}};
 
 #define BLUE 0x1F
 
@@ -27,12 +27,7 @@ static void KiScreenLine(PCSTR Format, ...) {
     va_start(Arguments, Format);
     RtlFormatV(Text, sizeof(Text), Format, Arguments);
     va_end(Arguments);
-    for (ULONG Start = 0; KiRow < 25; Start += 80) {
-        CHAR Line[81];
-        RtlCopyText(Line, sizeof(Line), Text + Start);
-        HalScreenPrint(KiRow++, 0, BLUE, Line);
-        if (strlen(Text + Start) <= 80) break;
-    }
+    HalScreenPrint(KiRow++, 0, BLUE, Text);
 }
 
 static void KiShowDumpProgress(ULONG Percent) {
@@ -48,8 +43,7 @@ static ULONG64 KiFaultingAddress(ULONG Code, const ULONG64 *P) {
     case 0xD1: return P[3];
     case 0x50:
     case 0xBE:
-    case 0xFC:
-    case 0x139: return ((PKTRAP_FRAME)P[Code == 0x139 ? 1 : 2])->Rip;
+    case 0xFC: return ((PKTRAP_FRAME)P[2])->Rip;
     case 0x1E:
     case 0x7E: return P[1];
     case 0x133: return KiWatchdogTrapFrame->Rip;
@@ -137,5 +131,3 @@ NORETURN void KeBugCheck2(ULONG Code, ULONG64 P1, ULONG64 P2, ULONG64 P3, ULONG6
     if (KiAutoReboot) HalReboot();
     HalHalt();
 }
-
-NORETURN NTSYSAPI void KeBugCheck(ULONG Code) { KeBugCheckEx(Code, 0, 0, 0, 0); }

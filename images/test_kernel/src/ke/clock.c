@@ -8,7 +8,7 @@ static struct {                   /* DPC_WATCHDOG_GLOBAL_TRIAGE_BLOCK, as debugg
     ULONG Signature;
     USHORT Revision, Size;
     ULONG DpcWatchdogProfileOffset, DpcWatchdogProfileLength;
-} KeDpcWatchdogTriageBlock = {0xAEBECEDE, 1, 0x10, 0, 0};
+} KeDpcTriageBlock = {0xAEBECEDE, 1, 0x10, 0, 0};
 ULONG64 KiTscFrequency;
 static ULONG64 KiBaseTsc, KiInterruptTime, KiTscTo100ns; /* 32.32 fixed point */
 static LONG64 KiSystemTimeBase;
@@ -61,8 +61,7 @@ static NOINLINE void KeAccumulateTicks(PKTRAP_FRAME TrapFrame) {
         Prcb->DpcTicks = 0;
     } else if (++Prcb->DpcTicks > KeDpcTimeoutTicks && KeDpcTimeoutTicks) {
         KiWatchdogTrapFrame = TrapFrame;
-        KeBugCheckEx(
-            0x133, 0, Prcb->DpcTicks, KeDpcTimeoutTicks, (ULONG64)&KeDpcWatchdogTriageBlock);
+        KeBugCheckEx(0x133, 0, Prcb->DpcTicks, KeDpcTimeoutTicks, (ULONG64)&KeDpcTriageBlock);
     }
 }
 

@@ -2,9 +2,8 @@
 #include "ke.h"
 #include "mm.h"
 
-/* A fault no handler may see: the address lies in system space, where a pointer has no business
- * being wrong. The raw third parameter is the trap frame; KeBugCheck2 shows its instruction
- * pointer. */
+/* A bad address in system space, which no handler may see. The raw third parameter is the trap
+ * frame; KeBugCheck2 shows its instruction pointer. */
 static NOINLINE void MiSystemFault(ULONG64 FaultCode, ULONG64 Address, PKTRAP_FRAME TrapFrame) {
     ULONG64 Access = FaultCode & 0x10 ? 0x10 : FaultCode & 2;
     if (FaultCode & 1 && FaultCode & 0x10) /* ATTEMPTED_EXECUTE_OF_NOEXECUTE_MEMORY */
@@ -14,8 +13,7 @@ static NOINLINE void MiSystemFault(ULONG64 FaultCode, ULONG64 Address, PKTRAP_FR
     KeBugCheckEx(0x50, Address, Access, (ULONG64)TrapFrame, 2); /* PAGE_FAULT_IN_NONPAGED_AREA */
 }
 
-/* Called by KiPageFault; a failure status becomes an exception, or with IRQL too high a bug check.
- */
+/* Called by KiPageFault: a failure becomes an exception, or with IRQL too high a bug check. */
 NTSTATUS MmAccessFault(ULONG64 FaultCode, ULONG64 Address, CHAR Mode, PKTRAP_FRAME TrapFrame) {
     UNREFERENCED(Mode);
     if (TrapFrame->PreviousIrql >= DISPATCH_LEVEL || !(TrapFrame->EFlags & 0x200))
@@ -25,10 +23,9 @@ NTSTATUS MmAccessFault(ULONG64 FaultCode, ULONG64 Address, CHAR Mode, PKTRAP_FRA
     return STATUS_SUCCESS;
 }
 
-/* Turns a fault into CONTEXT and EXCEPTION_RECORD. No structured exception handling here: an import
- * of
- * __C_specific_handler is refused, so no frame can have a handler, and every thread is a system
- * thread. What its filter does in Windows follows at once: SYSTEM_THREAD_EXCEPTION_NOT_HANDLED. */
+/* A fault as CONTEXT and EXCEPTION_RECORD. No frame can have a handler (an import of
+ * __C_specific_handler is refused) and every thread is a system thread: what its filter does in
+ * Windows follows at once, SYSTEM_THREAD_EXCEPTION_NOT_HANDLED. */
 void KiDispatchException(PEXCEPTION_RECORD Record, PKEXCEPTION_FRAME Frame, PKTRAP_FRAME Trap) {
     CONTEXT Context;
     memset(&Context, 0, sizeof(Context));

@@ -22,7 +22,6 @@ static struct __attribute__((packed)) {
     USHORT Reserved2, IoMapBase;
 } KiTss;
 extern const PVOID KiTrapVectors[20], KiIsrVectors[16];
-extern void KiRaiseSecurityCheckFailure(void);
 
 ULONG64 KiRandom(void) {
     KiRandomState ^= KiRandomState << 13;
@@ -31,14 +30,14 @@ ULONG64 KiRandom(void) {
     return KiRandomState;
 }
 
-static void KiSetGate(ULONG Vector, PVOID Handler, UCHAR Ist, UCHAR Type) {
+static void KiSetGate(ULONG Vector, PVOID Handler, UCHAR Ist) {
     ULONG64 Address = (ULONG64)Handler;
     KiIdt[Vector].OffsetLow = (USHORT)Address;
     KiIdt[Vector].OffsetMiddle = (USHORT)(Address >> 16);
     KiIdt[Vector].OffsetHigh = (ULONG)(Address >> 32);
     KiIdt[Vector].Selector = 0x10;
     KiIdt[Vector].Ist = Ist;
-    KiIdt[Vector].Type = Type;
+    KiIdt[Vector].Type = 0x8E; /* interrupt gate */
 }
 
 static void KiInitializeTables(void) {
@@ -55,11 +54,9 @@ static void KiInitializeTables(void) {
     KiTss.IoMapBase = sizeof(KiTss);
     KiTss.Ist[1] = (ULONG64)(KiIstStacks[0] + sizeof(KiIstStacks[0]));
     KiTss.Ist[3] = (ULONG64)(KiIstStacks[1] + sizeof(KiIstStacks[1]));
-    for (ULONG i = 0; i < 256; i++) KiSetGate(i, KiTrapVectors[15], 0, 0x8E);
-    for (ULONG i = 0; i < 20; i++)
-        KiSetGate(i, KiTrapVectors[i], i == 8 ? 1 : i == 2 ? 3 : 0, 0x8E);
-    KiSetGate(0x29, (PVOID)KiRaiseSecurityCheckFailure, 0, 0xEE);
-    for (ULONG i = 0; i < 16; i++) KiSetGate(0x30 + i, KiIsrVectors[i], 0, 0x8E);
+    for (ULONG i = 0; i < 256; i++) KiSetGate(i, KiTrapVectors[15], 0);
+    for (ULONG i = 0; i < 20; i++) KiSetGate(i, KiTrapVectors[i], i == 8 ? 1 : i == 2 ? 3 : 0);
+    for (ULONG i = 0; i < 16; i++) KiSetGate(0x30 + i, KiIsrVectors[i], 0);
     KSPECIAL_REGISTERS *Special = &KiPcr.Prcb.ProcessorState.SpecialRegisters;
     Special->Gdtr = (KDESCRIPTOR){.Limit = sizeof(KiGdt) - 1, .Base = KiGdt};
     Special->Idtr = (KDESCRIPTOR){.Limit = sizeof(KiIdt) - 1, .Base = KiIdt};
@@ -90,7 +87,6 @@ static void KiInitializeProcessor(void) {
     Pcr->Prcb.MxCsr = 0x1f80;
     Pcr->Prcb.Context = &Pcr->Prcb.ProcessorState.ContextFrame;
     KiWriteMsr(0xC0000101, (ULONG64)Pcr);
-    KiWriteMsr(0xC0000102, 0);
     /* SSE for drivers (CR0.MP, CR4.OSFXSR, OSXMMEXCPT); CR0.WP: read-only means read-only. */
     ULONG64 Cr0, Cr4;
     __asm__ volatile("movq %%cr0, %0; movq %%cr4, %1" : "=r"(Cr0), "=r"(Cr4));

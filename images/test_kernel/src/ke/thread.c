@@ -220,11 +220,6 @@ NTSYSAPI NTSTATUS KeWaitForSingleObject(
     return Status;
 }
 
-NTSYSAPI NTSTATUS KeDelayExecutionThread(CHAR Mode, BOOLEAN Alertable, PLARGE_INTEGER Interval) {
-    KeWaitForSingleObject(NULL, Executive, Mode, Alertable, Interval);
-    return STATUS_SUCCESS;
-}
-
 void KiSleep(ULONG Milliseconds) {
     LARGE_INTEGER Interval = {.QuadPart = -(LONG64)MAX(Milliseconds, 1) * 10000};
     KeWaitForSingleObject(NULL, Executive, 0, FALSE, &Interval);
@@ -245,8 +240,6 @@ NTSYSAPI LONG KeSetEvent(PKEVENT Event, LONG Increment, BOOLEAN Wait) {
     KeLowerIrql(Irql);
     return Old;
 }
-
-NTSYSAPI void KeClearEvent(PKEVENT Event) { Event->Header.SignalState = 0; }
 
 void KiAcquireMutex(PKI_MUTEX Mutex) {
     if (!KiSchedulerRunning || KiCrashing) return;
@@ -271,8 +264,6 @@ NTSYSAPI void KeInitializeTimerEx(KTIMER *Timer, TIMER_TYPE Type) {
     InitializeListHead(&Timer->TimerListEntry);
 }
 
-NTSYSAPI void KeInitializeTimer(KTIMER *Timer) { KeInitializeTimerEx(Timer, NotificationTimer); }
-
 NTSYSAPI BOOLEAN KeSetTimerEx(KTIMER *Timer, LARGE_INTEGER DueTime, LONG Period, PKDPC Dpc) {
     BOOLEAN WasSet = KeCancelTimer(Timer);
     KIRQL Irql = KfRaiseIrql(DISPATCH_LEVEL);
@@ -282,10 +273,6 @@ NTSYSAPI BOOLEAN KeSetTimerEx(KTIMER *Timer, LARGE_INTEGER DueTime, LONG Period,
     KiInsertTimer(Timer, DueTime.QuadPart);
     KeLowerIrql(Irql);
     return WasSet;
-}
-
-NTSYSAPI BOOLEAN KeSetTimer(KTIMER *Timer, LARGE_INTEGER DueTime, PKDPC Dpc) {
-    return KeSetTimerEx(Timer, DueTime, 0, Dpc);
 }
 
 NTSYSAPI BOOLEAN KeCancelTimer(KTIMER *Timer) {

@@ -1,5 +1,5 @@
-/* Trap and interrupt entries. Each saves what Windows saves, at the same places, and bears the unwind
- * codes that let a debugger walk through it: machine frame, rbp, 0x158 bytes, rbp = rsp + 0x80. */
+/* Trap and interrupt entries. Each saves what Windows saves, at the same places, with unwind codes
+ * that let a debugger walk through it: machine frame, rbp, 0x158 bytes, rbp = rsp + 0x80. */
     .text
 #define TRAP(offset) (offset - 0x80)(%rbp)
 .macro FUNCTION Name
@@ -7,7 +7,6 @@
     .seh_proc \Name
 \Name:
 .endm
-
 /* Machine frame on the stack (with `Code` an error code too) -> KTRAP_FRAME at rsp. */
 .macro ENTER_TRAP Code
     .if \Code
@@ -25,7 +24,6 @@
     movb $0, TRAP(0x28); movq %cr8, %rax; movb %al, TRAP(0x29); movq %dr7, %rax
     movq %rax, TRAP(0x100); cld
 .endm
-
     FUNCTION KiTrapReturn /* rbp = trap frame + 0x80, interrupts off */
     .seh_pushframe @code; .seh_pushreg %rbp; .seh_stackalloc 0x158; .seh_setframe %rbp, 0x80
     .seh_endprologue; movzbl TRAP(0x29), %eax; movq %rax, %cr8; ldmxcsr TRAP(0x2c)
@@ -45,7 +43,6 @@
     int3
     .seh_endproc
 .endm
-
 /* A fault nobody handles: 0x7F with the trap's number. */
 .macro FATAL_TRAP Name, Code, Number
     FUNCTION \Name
@@ -55,12 +52,10 @@
     int3
     .seh_endproc
 .endm
-
     EXCEPTION_TRAP KiDivideErrorFault, 0, 0xC0000094
     EXCEPTION_TRAP KiDebugTrapOrFault, 0, 0x80000004; EXCEPTION_TRAP KiBreakpointTrap, 0, 0x80000003
-    FATAL_TRAP KiOverflowTrap, 0, 4; EXCEPTION_TRAP KiBoundFault, 0, 0xC000008C
-    EXCEPTION_TRAP KiInvalidOpcodeFault, 0, 0xC000001D; FATAL_TRAP KiNpxNotAvailableFault, 0, 7
-    FATAL_TRAP KiDoubleFaultAbort, 1, 8; FATAL_TRAP KiNpxSegmentOverrunAbort, 0, 9
+    EXCEPTION_TRAP KiBoundFault, 0, 0xC000008C; EXCEPTION_TRAP KiInvalidOpcodeFault, 0, 0xC000001D
+    FATAL_TRAP KiDoubleFaultAbort, 1, 8
     FATAL_TRAP KiInvalidTssFault, 1, 10; FATAL_TRAP KiSegmentNotPresentFault, 1, 11
     FATAL_TRAP KiStackFault, 1, 12; EXCEPTION_TRAP KiFloatingErrorFault, 0, 0xC0000090
     EXCEPTION_TRAP KiAlignmentFault, 1, 0x80000002; FATAL_TRAP KiMcheckAbort, 0, 18
@@ -87,14 +82,6 @@
     int3
 1:  movl $0xa, %ecx /* IRQL_NOT_LESS_OR_EQUAL; KeBugCheck2 makes it 0xD1 for a driver */
     movq TRAP(0xd0), %rdx; movzbl TRAP(0x29), %r8d; movq TRAP(0x168), %r10; call KiBugCheckDispatch
-    int3
-    .seh_endproc
-
-/* int 29h: __fastfail, its code in ecx. */
-    FUNCTION KiRaiseSecurityCheckFailure
-    ENTER_TRAP 0
-    movl TRAP(0x38), %edx; movl $0x139, %ecx; leaq -0x80(%rbp), %r8; xorl %r9d, %r9d
-    xorl %r10d, %r10d; call KiBugCheckDispatch
     int3
     .seh_endproc
 
@@ -158,7 +145,7 @@
     retq
     .seh_endproc
 
-/* KeBugCheckEx(code, P1..P4): parameters go to their home space, where a debugger looks for them, and
+/* KeBugCheckEx(code, P1..P4): parameters go to their home space, where debuggers look, and
  * the registers at entry to the processor's context, before anything else happens. */
     FUNCTION KeBugCheckEx
     movq %rcx, 8(%rsp); movq %rdx, 0x10(%rsp); movq %r8, 0x18(%rsp); movq %r9, 0x20(%rsp); pushfq
@@ -182,7 +169,7 @@
     int3
     .seh_endproc
 
-/* KiSwapContext(old, new): rcx, rdx = KTHREAD. Callee-saved registers on the stack, SSE state (drivers
+/* KiSwapContext(old, new): rcx, rdx = KTHREAD. Callee-saved registers go on the stack, SSE (drivers
  * use it, the kernel does not) in the FXSAVE areas r8 and r9 point to. */
     FUNCTION KiSwapContext
     pushq %rbp; .seh_pushreg %rbp; pushq %rbx; .seh_pushreg %rbx; pushq %rdi; .seh_pushreg %rdi
@@ -200,15 +187,14 @@
     .seh_endproc
 
     .section .rdata,"dr"
-    .globl KiTrapVectors
+    .globl KiTrapVectors, KiIsrVectors
     .p2align 3
 KiTrapVectors:
     .quad KiDivideErrorFault, KiDebugTrapOrFault, KiNmiInterrupt, KiBreakpointTrap
-    .quad KiOverflowTrap, KiBoundFault, KiInvalidOpcodeFault, KiNpxNotAvailableFault
-    .quad KiDoubleFaultAbort, KiNpxSegmentOverrunAbort, KiInvalidTssFault
-    .quad KiSegmentNotPresentFault, KiStackFault, KiGeneralProtectionFault, KiPageFault
+    .quad KiUnexpectedTrap, KiBoundFault, KiInvalidOpcodeFault, KiUnexpectedTrap
+    .quad KiDoubleFaultAbort, KiUnexpectedTrap, KiInvalidTssFault, KiSegmentNotPresentFault
+    .quad KiStackFault, KiGeneralProtectionFault, KiPageFault
     .quad KiUnexpectedTrap, KiFloatingErrorFault, KiAlignmentFault, KiMcheckAbort, KiXmmException
-    .globl KiIsrVectors
 KiIsrVectors:
     .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
     .quad KiIsrEntry\n

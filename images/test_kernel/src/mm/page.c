@@ -1,5 +1,4 @@
-/* Physical pages and the kernel's page tables. Nothing is ever paged out: a page is free or in use.
- */
+/* Physical pages and page tables. Nothing is ever paged out: a page is free or in use. */
 #include "mm.h"
 
 #define PTE_VALID   1ULL
@@ -32,7 +31,7 @@ void MiInitializePages(void) {
     }
     MiRoot = MiPhysicalToVirtual(Block->PageTableRoot);
     MiRoot[0] = 0; /* the loader's identity map */
-    MiFlushAll();
+    __asm__ volatile("movq %0, %%cr3" ::"r"(Block->PageTableRoot) : "memory");
     MmPfnDatabase = MiPhysicalToVirtual(Block->FirstFreePage << PAGE_SHIFT);
     PFN_NUMBER FirstFree = Block->FirstFreePage + BYTES_TO_PAGES(MmHighestPhysicalPage + 1);
     memset(MmPfnDatabase, PAGE_ABSENT, MmHighestPhysicalPage + 1);
@@ -114,7 +113,6 @@ PHYSICAL MiGetPhysicalAddress(const void *Virtual) {
 
 PHYSICAL HalPhysicalAddress(const void *Virtual) { return MiGetPhysicalAddress(Virtual); }
 BOOLEAN MiIsAddressValid(const void *Virtual) { return MiGetPhysicalAddress(Virtual) != 0; }
-NTSYSAPI BOOLEAN MmIsAddressValid(PVOID Address) { return MiIsAddressValid(Address); }
 
 NTSTATUS MiMapPage(PVOID Virtual, PHYSICAL Physical, ULONG Protection) {
     BOOLEAN Large;

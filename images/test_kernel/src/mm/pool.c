@@ -1,7 +1,6 @@
-/* Pool. Small blocks share pages by size class, in an order drawn at random; blocks of half a page
- * and more get pages of their own between unmapped neighbours and lose them when freed, so that
- * using a freed or overrun large block is a page fault, as it is with most large blocks in Windows.
- */
+/* Pool. Small blocks share pages by size class, in random order; blocks of half a page and more
+ * have pages of their own between unmapped ones and lose them when freed: use after free is a
+ * fault. */
 #include "mm.h"
 
 typedef struct _POOL_HEADER {
@@ -122,5 +121,3 @@ NTSYSAPI void ExFreePoolWithTag(PVOID Address, ULONG Tag) {
     }
     KeLowerIrql(Irql);
 }
-
-NTSYSAPI void ExFreePool(PVOID Block) { ExFreePoolWithTag(Block, 0); }

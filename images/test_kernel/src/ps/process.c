@@ -1,6 +1,5 @@
-/* Processes. Only System runs code; the others are entries of a scripted source: they appear in the
- * process list and in notify callbacks as real ones would, and have no address space of their own.
- */
+/* Processes. Only System runs code; the others are entries of a scripted source, in the process
+ * list and in notify callbacks like real ones, without address spaces of their own. */
 #include "ke.h"
 #include "ob.h"
 
@@ -16,8 +15,7 @@ static KI_MUTEX PspNotifyLock;
 
 static PEPROCESS PspAllocateProcess(PCSTR Name, HANDLE Id, HANDLE Parent) {
     PEPROCESS Process;
-    if (!NT_SUCCESS(ObCreateObject(PsProcessType, sizeof(EPROCESS), (PVOID *)&Process)))
-        return NULL;
+    if (!NT_SUCCESS(ObCreateObject(PsProcessType, sizeof *Process, (PVOID *)&Process))) return NULL;
     Process->Pcb.Header.Type = ProcessObject;
     InitializeListHead(&Process->Pcb.Header.WaitListHead);
     InitializeListHead(&Process->Pcb.ThreadListHead);
@@ -38,11 +36,10 @@ void PspInitialize(void) {
     KiIdleThread.Cid.UniqueProcess = (HANDLE)4;
 }
 
-static NOINLINE void PspCallProcessNotifyRoutines(
-    PEPROCESS Process, PPS_CREATE_NOTIFY_INFO CreateInfo) {
+static NOINLINE void PspCallProcessNotifyRoutines(PEPROCESS Process, PPS_CREATE_NOTIFY_INFO Info) {
     for (ULONG i = 0; i < NOTIFY_MAX; i++)
         if (PspCreateProcessNotifyRoutine[i])
-            PspCreateProcessNotifyRoutine[i](Process, Process->UniqueProcessId, CreateInfo);
+            PspCreateProcessNotifyRoutine[i](Process, Process->UniqueProcessId, Info);
 }
 
 PEPROCESS PspCreateProcess(PCSTR ImagePath, PCSTR CommandLine, PEPROCESS Parent, NTSTATUS *Status) {
@@ -104,8 +101,6 @@ NTSYSAPI NTSTATUS PsSetCreateProcessNotifyRoutineEx(
 
 NTSYSAPI HANDLE PsGetCurrentProcessId(void) { return PsGetCurrentThread_()->Cid.UniqueProcess; }
 NTSYSAPI HANDLE PsGetCurrentThreadId(void) { return PsGetCurrentThread_()->Cid.UniqueThread; }
-NTSYSAPI PEPROCESS PsGetCurrentProcess(void) { return PsGetCurrentThread_()->Tcb.Process; }
-NTSYSAPI HANDLE PsGetProcessId(PEPROCESS Process) { return Process->UniqueProcessId; }
 
 NTSYSAPI NTSTATUS PsCreateSystemThread(PHANDLE Handle, ULONG Access, POBJECT_ATTRIBUTES Attributes,
     HANDLE Process, PCLIENT_ID ClientId, KSTART_ROUTINE *Start, PVOID Context) {

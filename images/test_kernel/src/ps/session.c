@@ -25,10 +25,9 @@ static PEPROCESS SmpServices; /* parent of what follows */
 static void SmpProcessSource(PVOID Context) {
     UNREFERENCED(Context);
     for (ULONG i = 0;; i++) {
-        const SCRIPTED_PROCESS *Script = &SmpPassingProcesses[i % ARRAY_SIZE(SmpPassingProcesses)];
+        const SCRIPTED_PROCESS *Next = &SmpPassingProcesses[i % ARRAY_SIZE(SmpPassingProcesses)];
         NTSTATUS Status;
-        PEPROCESS Process =
-            PspCreateProcess(Script->Image, Script->CommandLine, SmpServices, &Status);
+        PEPROCESS Process = PspCreateProcess(Next->Image, Next->CommandLine, SmpServices, &Status);
         KiSleep(1000);
         if (Process) PspExitProcess(Process);
     }

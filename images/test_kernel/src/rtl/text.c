@@ -108,12 +108,6 @@ NTSYSAPI void RtlInitUnicodeString(PUNICODE_STRING Target, PCWSTR Source) {
     Target->Buffer = (PWSTR)Source;
 }
 
-NTSYSAPI void RtlInitAnsiString(PANSI_STRING Target, PCSTR Source) {
-    Target->Length = Source != NULL ? (USHORT)MIN(strlen(Source), 0xFFFE) : 0;
-    Target->MaximumLength = Source != NULL ? Target->Length + 1 : 0;
-    Target->Buffer = (PCHAR)Source;
-}
-
 NTSYSAPI NTSTATUS RtlAppendUnicodeStringToString(PUNICODE_STRING Target, PCUNICODE_STRING Source) {
     if (Target->Length + Source->Length > Target->MaximumLength) return STATUS_BUFFER_TOO_SMALL;
     memmove((PUCHAR)Target->Buffer + Target->Length, Source->Buffer, Source->Length);
@@ -129,13 +123,6 @@ NTSYSAPI NTSTATUS RtlAppendUnicodeToString(PUNICODE_STRING Target, PCWSTR Source
     return RtlAppendUnicodeStringToString(Target, &Text);
 }
 
-NTSYSAPI void RtlCopyUnicodeString(PUNICODE_STRING Target, PCUNICODE_STRING Source) {
-    UNICODE_STRING Part = Source != NULL ? *Source : (UNICODE_STRING){0};
-    Part.Length = MIN(Part.Length, Target->MaximumLength & ~1);
-    Target->Length = 0;
-    RtlAppendUnicodeStringToString(Target, &Part);
-}
-
 NTSYSAPI LONG RtlCompareUnicodeString(PCUNICODE_STRING A, PCUNICODE_STRING B, BOOLEAN IgnoreCase) {
     for (SIZE_T At = 0; At < MIN(A->Length, B->Length) / sizeof(WCHAR); At++) {
         WCHAR Left = A->Buffer[At], Right = B->Buffer[At];
@@ -149,19 +136,9 @@ NTSYSAPI BOOLEAN RtlEqualUnicodeString(PCUNICODE_STRING A, PCUNICODE_STRING B, B
     return RtlCompareUnicodeString(A, B, IgnoreCase) == 0;
 }
 
+/* What is beyond ASCII becomes '?': there is no code page. */
 void RtlUnicodeToText(PCUNICODE_STRING Source, PCHAR Target, SIZE_T Size) {
     RtlFormat(Target, Size, "%wZ", Source);
-}
-
-/* What is beyond ASCII becomes '?' (there is no code page); the text ends at a NUL within it. */
-NTSYSAPI NTSTATUS RtlUnicodeStringToAnsiString(
-    PANSI_STRING Target, PCUNICODE_STRING Source, BOOLEAN Allocate) {
-    USHORT Length = Source->Length / sizeof(WCHAR);
-    if (Allocate)
-        *Target = (ANSI_STRING){.MaximumLength = Length + 1, .Buffer = KiAllocate(Length + 1ULL)};
-    if (Target->Buffer == NULL) return STATUS_NO_MEMORY;
-    Target->Length = (USHORT)RtlFormat(Target->Buffer, Target->MaximumLength, "%wZ", Source);
-    return Length < Target->MaximumLength ? STATUS_SUCCESS : STATUS_BUFFER_OVERFLOW;
 }
 
 NTSTATUS RtlTextToUnicode(PCSTR Source, PUNICODE_STRING Target) {
@@ -177,11 +154,8 @@ NTSYSAPI void RtlFreeUnicodeString(PUNICODE_STRING String) {
     *String = (UNICODE_STRING){0};
 }
 
-NTSYSAPI void RtlFreeAnsiString(PANSI_STRING String) { RtlFreeUnicodeString((PVOID)String); }
-
 /* FILETIME counts 100 ns from Monday, 1 January 1601. Years are counted from 1 March 1600, so that
- * a leap day is the last of its year; months from March, so that any five in a row have 153 days.
- */
+ * a leap day is the last of its year; months from March: any five in a row have 153 days. */
 #define RTL_SECOND     10000000ULL
 #define RTL_DAY        (86400 * RTL_SECOND)
 #define RTL_MARCH_1600 306 /* days from 1 March 1600 to 1 January 1601 */
