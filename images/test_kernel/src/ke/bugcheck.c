@@ -92,8 +92,9 @@ static void KiShowBlueScreen(PKLDR_DATA_TABLE_ENTRY Driver, ULONG64 Address) {
         "                       0x%016llX,0x%016llX)", KiBugcheckData[3], KiBugcheckData[4]);
     KiScreenLine("");
     if (Driver)
-        KiScreenLine("***  %s Address %llX base at %llX, DateStamp %08x", DriverName, Address,
+        KiScreenLine("***  %s Address %llX base at %llX,\n     DateStamp %08x", DriverName, Address,
             (ULONG64)Driver->DllBase, Driver->TimeDateStamp);
+    KiRow += Driver != NULL;
     KiScreenLine("");
 }
 
