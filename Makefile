@@ -63,13 +63,19 @@ requirements: $(ENVIRONMENT) ## compile the pinned requirements again, after a c
 clean: ## remove the Python environment and what targets made
 	rm -rf .venv .work build
 
-.PHONY: machine-packages test-packages
-machine-packages:
-	@.ci/debian-packages machines debugger
+.PHONY: machine-packages test-packages debugger-engine
+machine-packages: debugger-engine
+	@.ci/debian-packages machines
 
 # Parts of the test kernel are also compiled for Linux and tested alone.
-test-packages:
-	@.ci/debian-packages machines debugger compiler
+test-packages: debugger-engine
+	@.ci/debian-packages machines compiler
+
+# Microsoft's engine, for those who accept its terms; what is set up already is left alone.
+debugger-engine: $(ENVIRONMENT)
+	@.ci/debian-packages debugger
+	@if [ "$(LAB_ACCEPT_DEBUGGER_TERMS)" = 1 ]; then \
+		$(PYTHON) -m crashdump_analysis.engines.wine setup; fi
 
 $(ENVIRONMENT): requirements/uv.txt requirements/dev.txt
 	@.ci/debian-packages python

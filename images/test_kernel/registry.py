@@ -71,8 +71,6 @@ class Settings:
     """The Windows build whose structure layouts the kernel follows."""
     os_id: str = "mswindows"
     """What the guest agent's guest-get-osinfo calls `id`; QEMU's agent says this on Windows."""
-    random_seed: bytes | None = None
-    """HKLM\\SYSTEM\\RNG Seed, where the Windows loader finds boot entropy; None leaves it out."""
     extra: Mapping[tuple[str, str], RegistryValue] = field(default_factory=dict)
     """More values by (key path, value name); they are written last."""
 
@@ -109,8 +107,6 @@ def registry_text(settings: Settings, services: Sequence[Service]) -> str:
             "CrashOnCtrlScroll": int(settings.crash_on_ctrl_scroll)
         },
     }
-    if settings.random_seed is not None:
-        keys[r"HKEY_LOCAL_MACHINE\SYSTEM\RNG"] = {"Seed": settings.random_seed}
     for service in services:
         keys[f"{SERVICES}\\{service.name}"] = {
             "Type": 1,  # SERVICE_KERNEL_DRIVER

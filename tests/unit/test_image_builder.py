@@ -118,7 +118,6 @@ def test_registry_text() -> None:
             auto_reboot=False,
             dump=CrashDump.COMPLETE,
             dpc_timeout_milliseconds=1500,
-            random_seed=b"\x01\xff",
             extra={(r"HKEY_LOCAL_MACHINE\SYSTEM\Setup", "Quoted"): 'a "b" \\c'},
         ),
         [
@@ -133,7 +132,6 @@ def test_registry_text() -> None:
     assert '"AutoReboot"=dword:00000000' in lines[control + 1 : control + 5]
     assert '"CrashDumpEnabled"=dword:00000001' in lines[control + 1 : control + 5]
     assert '"DpcTimeout"=dword:000005dc' in lines
-    assert '"Seed"=hex:01,ff' in lines
     assert r'"Quoted"="a \"b\" \\c"' in lines
     services = r"[HKEY_LOCAL_MACHINE\SYSTEM\CurrentControlSet\Services"
     first = lines.index(rf"{services}\first]")

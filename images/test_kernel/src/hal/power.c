@@ -2,7 +2,7 @@
  * function, whose base address the BIOS has set (Intel 82371AB data sheet, 7.2). */
 #include "ki.h"
 
-enum { PM1_STATUS = 0, PM1_ENABLE = 2, PM1_CONTROL = 4 };
+enum { PM1_STATUS = 0, PM1_ENABLE = 2, PM1_CONTROL = 4, PM_TIMER = 8 };
 enum { POWER_BUTTON = 0x100, SLEEP_ENABLE = 0x2000 };
 static USHORT HalpPowerPort;
 
@@ -13,6 +13,8 @@ void HalAcpiInitialize(void) {
     if (HalpPowerPort != 0) __outword(HalpPowerPort + PM1_ENABLE, POWER_BUTTON);
     HalPowerButtonPressed(); /* before this boot */
 }
+
+ULONG HalReadPmTimer(void) { return __indword(HalpPowerPort + PM_TIMER); }
 
 BOOLEAN HalPowerButtonPressed(void) {
     if (HalpPowerPort == 0 || !(__inword(HalpPowerPort + PM1_STATUS) & POWER_BUTTON)) return FALSE;

@@ -16,7 +16,7 @@ enum { ThreadReady = 1, ThreadRunning = 2, ThreadTerminated = 4, ThreadWaiting =
 extern ETHREAD KiIdleThread;
 extern ULONG KeDpcTimeoutTicks; /* 0: the DPC watchdog is off */
 extern PKTRAP_FRAME KiWatchdogTrapFrame;
-extern BOOLEAN KiAutoReboot;
+extern BOOLEAN KiAutoReboot, KiCrashOnCtrlScroll;
 extern UCHAR KiIstStacks[2][0x4000]; /* double fault, NMI */
 void KiInitializeDebuggerData(void);
 void KiInitializeClock(void);

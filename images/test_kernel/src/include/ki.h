@@ -209,6 +209,7 @@ void HalKeyboardInitialize(void);
 BOOLEAN HalKeyboardInterrupt(void); /* IRQ1: TRUE when Ctrl+ScrollLock came twice */
 int HalKeyboardPoll(void);          /* without interrupts: a make scan code, or -1 */
 void HalAcpiInitialize(void);
+ULONG HalReadPmTimer(void);
 BOOLEAN HalPowerButtonPressed(void); /* polled from the clock thread */
 LONG64 HalReadRtc(void);
 

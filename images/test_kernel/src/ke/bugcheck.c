@@ -3,7 +3,7 @@
 #include "ke.h"
 
 ULONG64 KiBugcheckData[5];
-BOOLEAN KiCrashing, KiAutoReboot = TRUE;
+BOOLEAN KiCrashing, KiAutoReboot = TRUE, KiCrashOnCtrlScroll;
 const ULONG64 KiPrcbContextOffset = offsetof(KPRCB, Context);
 
 static const struct {

@@ -78,7 +78,7 @@ void KiInterruptDispatch(ULONG Line, PKTRAP_FRAME TrapFrame) {
     KiPcr.Prcb.InterruptCount++;
     if (Line >= 8) __outbyte(0xA0, 0x20);
     __outbyte(0x20, 0x20);
-    if (Line == 1 && HalKeyboardInterrupt())
+    if (Line == 1 && HalKeyboardInterrupt() && KiCrashOnCtrlScroll)
         KeBugCheckEx(0xE2, 0, 0, 0, 0); /* MANUALLY_INITIATED_CRASH */
     if (Line != 0) return;
     KeClockInterruptNotify(TrapFrame);
@@ -92,14 +92,11 @@ void KiInterruptDispatch(ULONG Line, PKTRAP_FRAME TrapFrame) {
 }
 
 void KiInitializeClock(void) {
-    /* Count the TSC over 10 ms of PIT channel 2, whose gate and output are at port 0x61. */
-    __outbyte(0x61, (__inbyte(0x61) & ~2) | 1);
-    __outbyte(0x43, 0xB0);
-    __outbyte(0x42, 11932 & 255);
-    __outbyte(0x42, 11932 >> 8);
+    /* The TSC over 10 ms or more of the ACPI timer (24 bits, 3.579545 MHz): pauses do no harm. */
+    ULONG Start = HalReadPmTimer(), Passed = 0;
     KiBaseTsc = KiReadTsc();
-    while (!(__inbyte(0x61) & 0x20)) __asm__ volatile("pause");
-    KiTscFrequency = (KiReadTsc() - KiBaseTsc) * 100;
+    while (Passed < 35795) Passed = (HalReadPmTimer() - Start) & 0xFFFFFF;
+    KiTscFrequency = (KiReadTsc() - KiBaseTsc) * 3579545 / Passed;
     KiTscTo100ns = (10000000ULL << 32) / KiTscFrequency;
     KiSystemTimeBase = HalReadRtc();
     /* PIC: interrupts at vectors 0x30 up; clock and keyboard only. PIT channel 0 at 100 Hz. */

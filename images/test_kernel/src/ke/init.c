@@ -137,6 +137,7 @@ NORETURN void KiSystemStartup(PLOADER_PARAMETER_BLOCK LoaderBlock) {
     KiInitializeScheduler();
     IopInitializeModuleList();
     PspInitialize();
+    HalAcpiInitialize();
     KiInitializeClock();
     KiInitializeDebuggerData();
     KiStartThread(Phase1Initialization, NULL, NULL);

@@ -225,7 +225,6 @@ void KiSleep(ULONG Milliseconds) {
     KeWaitForSingleObject(NULL, Executive, 0, FALSE, &Interval);
 }
 
-/* -- events, mutexes ------------------------------------------------------------------------- */
 NTSYSAPI void KeInitializeEvent(PKEVENT Event, EVENT_TYPE Type, BOOLEAN State) {
     Event->Header = (DISPATCHER_HEADER){.Type = (UCHAR)Type, .SignalState = State};
     InitializeListHead(&Event->Header.WaitListHead);
@@ -257,7 +256,6 @@ void KiReleaseMutex(PKI_MUTEX Mutex) {
     KeSetEvent(&Mutex->Gate, 0, FALSE);
 }
 
-/* -- timers, DPCs ---------------------------------------------------------------------------- */
 NTSYSAPI void KeInitializeTimerEx(KTIMER *Timer, TIMER_TYPE Type) {
     *Timer = (KTIMER){.Header = {.Type = (UCHAR)(TimerNotificationObject + Type)}};
     InitializeListHead(&Timer->Header.WaitListHead);

@@ -79,8 +79,9 @@ void Phase1Initialization(PVOID Context) {
     CmInitialize();
     HalKeyboardInitialize();
     HalSerialInitialize();
-    HalAcpiInitialize();
     KiAutoReboot = CmQueryDword(CM_CRASH_CONTROL, "AutoReboot", 1) != 0;
+    KiCrashOnCtrlScroll =
+        CmQueryDword(CM_SERVICES "\\i8042prt\\Parameters", "CrashOnCtrlScroll", 0) != 0;
     KiSetWatchdog();
     BootStatusBegin();
     IopInitializeCrashDump();
