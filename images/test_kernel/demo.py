@@ -16,6 +16,8 @@ from pathlib import Path
 import kdmp_parser
 
 from crashdump_analysis.engines.wine import WineEngine, format_report
+from examples.sensor.content import ContentError
+from examples.sensor.validator import validate
 from images.contract import Contract, load_contract
 from images.test_kernel.build import BUILT, PAGEFILE_PATH, ImageError, build_image
 from images.test_kernel.registry import Settings
@@ -54,8 +56,11 @@ def crash(output: Path, contract: Contract, steps: Steps) -> Path:
         machine.start()
         machine.wait_for_agent(contract.deadlines.boot_to_agent)
         steps.say("It boots, the sensor runs, the guest agent answers")
+        for file in content_files("killer").values():
+            validate(file.read_bytes())  # raises ContentError for what must not be released
+            steps.say(f"A new content file, {file.name}: the validator lets it pass")
         load_content(machine, "killer")
-        steps.say("A new content file comes in; the validator has let it pass. The sensor loads it")
+        steps.say("It goes to the running machine, where the sensor loads it")
         try:
             machine.wait_for_crash(contract.deadlines.boot_to_agent)
         except DeadlineError:
@@ -125,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     steps = Steps(time.monotonic())
     try:
         dump = crash(options.output, load_contract(HERE / "contract.toml"), steps)
-    except (ImageError, DeadlineError, ValueError) as error:
+    except (ContentError, ImageError, DeadlineError, ValueError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     show_kdmp_parser(dump)
