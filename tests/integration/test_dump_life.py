@@ -231,6 +231,8 @@ def test_dumps_turned_off_stop_the_machine(
         contract.deadlines.dump_writing,
     )
     assert domain.crash_count() == 0
+    assert "STOP: 0x00000080" in domain.screen_text()
+    assert '"0x80"' in domain.console()
     with pytest.raises(ValueError, match="holds no dump"):
         pagefile_dump(domain)
 

@@ -176,8 +176,11 @@ typedef struct _QGA_PROCESS {
 static LIST_ENTRY QgaProcesses = {&QgaProcesses, &QgaProcesses};
 
 static void QgaRunProgram(PVOID Context) {
+    static KI_MUTEX OneAtATime; /* programs share services, registry and modules */
     PQGA_PROCESS Process = Context;
+    KiAcquireMutex(&OneAtATime);
     Process->ExitCode = Process->Main(&Process->Program);
+    KiReleaseMutex(&OneAtATime);
     PspExitProcess(Process->Process);
     Process->Exited = TRUE;
 }

@@ -1,4 +1,4 @@
-/* reg.exe: query and delete in HKEY_LOCAL_MACHINE; add, of keys, strings and 32-bit numbers. */
+/* reg.exe: query in HKEY_LOCAL_MACHINE; add, of keys, strings and 32-bit numbers. */
 #include "agent.h"
 
 static const PCSTR RegTypes[] = {"REG_NONE", "REG_SZ", "REG_EXPAND_SZ", "REG_BINARY", "REG_DWORD"};

@@ -98,7 +98,7 @@ static NTSTATUS CmpStore(PCM_KEY Key, PCSTR Name, ULONG Type, const void *Data, 
     for (ULONG i = 0; Name[i]; i++)
         if (!CmpIsPlain(Name[i]) || i + 1 == sizeof(Value->Name)) return STATUS_OBJECT_NAME_INVALID;
     if (!Old || Old->Length != Length + Text) {
-        Value = ExAllocatePool2(0x40, sizeof(CM_VALUE) + Length + 1, 'aVmC');
+        Value = ExAllocatePool2(0x40, sizeof(CM_VALUE) + Length + 2, 'aVmC');
         if (!Value) return STATUS_INSUFFICIENT_RESOURCES;
         RtlCopyText(Value->Name, sizeof(Value->Name), Old ? Old->Name : Name);
         InsertTailList(Old ? &Old->Link : &Key->Values, &Value->Link);
@@ -274,9 +274,11 @@ NTSTATUS CmDeleteValue(PCSTR Path, PCSTR Name) {
 
 NTSTATUS CmDeleteKey(PCSTR Path) {
     LOCK_UNTIL_RETURN;
+    CHAR Below[PATH_SIZE]; /* `Path` may lie in the key */
     if (!CmFindKey(Path)) return STATUS_OBJECT_NAME_NOT_FOUND;
+    RtlCopyText(Below, sizeof(Below), CmpBelowRoot(Path));
     for (PCM_KEY Key = NULL; (Key = CmpNext(&CmpKeys, Key));) {
-        if (!CmpAfter(Key->Path + ROOT_LENGTH, CmpBelowRoot(Path))) continue;
+        if (!CmpAfter(Key->Path + ROOT_LENGTH, Below)) continue;
         while (!IsListEmpty(&Key->Values)) KiFree(RemoveHeadList(&Key->Values));
         RemoveEntryList(&Key->Link);
         KiFree(Key);
@@ -286,6 +288,7 @@ NTSTATUS CmDeleteKey(PCSTR Path) {
 }
 
 NTSYSAPI NTSTATUS ZwOpenKey(PHANDLE Handle, ULONG Access, POBJECT_ATTRIBUTES Attributes) {
+    LOCK_UNTIL_RETURN;
     PCHAR Path;
     UNREFERENCED(Access);
     if (Attributes->RootDirectory) return STATUS_NOT_SUPPORTED;

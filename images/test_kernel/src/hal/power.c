@@ -8,7 +8,7 @@ static USHORT HalpPowerPort;
 
 void HalAcpiInitialize(void) {
     ULONG Device, Function;
-    if (!HalPciFind(0x8086, 0x7113, &Device, &Function)) return;
+    if (!HalPciFind(0x8086, 0x7113, &Device, &Function)) KeBugCheckEx(0xA5, 0, 0, 0, 0);
     HalpPowerPort = HalPciRead(0, Device, Function, 0x40) & 0xFFC0;
     if (HalpPowerPort != 0) __outword(HalpPowerPort + PM1_ENABLE, POWER_BUTTON);
     HalPowerButtonPressed(); /* before this boot */

@@ -79,8 +79,8 @@ extern PHYSICAL_MEMORY_DESCRIPTOR MmPhysicalMemoryBlock;
 extern PFN_NUMBER MmHighestPhysicalPage;
 
 /* -- disk and files (io) ---------------------------------------------------------------------- */
-/* IDE primary master, LBA28/48, polled bus-master DMA with a PIO fall-back; usable at any IRQL and
- * in a crash. `Buffer` is any mapped kernel address (the loader passes identity-mapped ones). */
+/* IDE primary master, LBA28, polled bus-master DMA; usable at any IRQL and in a crash. `Buffer` is
+ * any mapped kernel address (the loader passes identity-mapped ones). */
 NTSTATUS HalDiskInitialize(void);
 void HalDiskReset(void); /* before crash writes: whatever was under way is abandoned */
 NTSTATUS HalDiskRead(ULONG64 Lba, ULONG Sectors, PVOID Buffer);
@@ -129,15 +129,7 @@ void IopCopyCrashDump(
 /* -- registry (cm) ---------------------------------------------------------------------------- */
 /* The SYSTEM.reg text in memory; every change is written back. Key paths are full, ASCII
  * ("HKEY_LOCAL_MACHINE\\SYSTEM\\CurrentControlSet\\..."; HKLM accepted), compared without case. */
-enum {
-    REG_NONE = 0,
-    REG_SZ = 1,
-    REG_EXPAND_SZ = 2,
-    REG_BINARY = 3,
-    REG_DWORD = 4,
-    REG_MULTI_SZ = 7,
-    REG_QWORD = 11
-};
+enum { REG_NONE = 0, REG_SZ = 1, REG_EXPAND_SZ = 2, REG_BINARY = 3, REG_DWORD = 4 };
 typedef struct _CM_VALUE {
     LIST_ENTRY Link;
     ULONG Type, Length; /* bytes in Data; strings are ASCII, NUL-terminated, one char a byte */
@@ -164,7 +156,8 @@ NTSTATUS CmDeleteKey(PCSTR Path); /* and its subkeys */
 #define CM_SERVICES      "HKEY_LOCAL_MACHINE\\SYSTEM\\CurrentControlSet\\Services"
 #define CM_CRASH_CONTROL "HKEY_LOCAL_MACHINE\\SYSTEM\\CurrentControlSet\\Control\\CrashControl"
 
-/* -- drivers (io/ldr) ------------------------------------------------------------------------- */
+/* -- drivers (io/driver) -------------------------------------------------------------------------
+ */
 extern LIST_ENTRY PsLoadedModuleList;
 void IopInitializeModuleList(void); /* the kernel itself, the first module */
 typedef struct _IO_DRIVER {
@@ -177,8 +170,7 @@ extern LIST_ENTRY IopDrivers;
 /* Maps, links, calls DriverEntry. The result is kept in the service key's LoadStatus. */
 NTSTATUS IopLoadDriver(PCSTR Service);
 extern CHAR IopLoadError[160]; /* of the last load: names file and import; empty: nothing to add */
-NTSTATUS
-IopUnloadDriver(PCSTR Service); /* NOT_FOUND, or INVALID_DEVICE_REQUEST without DriverUnload */
+NTSTATUS IopUnloadDriver(PCSTR Service); /* NOT_FOUND; NOT_SUPPORTED without DriverUnload */
 PIO_DRIVER IopFindDriver(PCSTR Service);
 void IopLoadDrivers(ULONG Start); /* a start type: 0 boot, 1 system, 2 automatic */
 PKLDR_DATA_TABLE_ENTRY MiModuleFromAddress(ULONG64 Address);
@@ -210,7 +202,7 @@ BOOLEAN HalKeyboardInterrupt(void); /* IRQ1: TRUE when Ctrl+ScrollLock came twic
 int HalKeyboardPoll(void);          /* without interrupts: a make scan code, or -1 */
 void HalAcpiInitialize(void);
 ULONG HalReadPmTimer(void);
-BOOLEAN HalPowerButtonPressed(void); /* polled from the clock thread */
+BOOLEAN HalPowerButtonPressed(void); /* and forgets it */
 LONG64 HalReadRtc(void);
 
 /* -- crash (ke/bugcheck) ---------------------------------------------------------------------- */

@@ -113,7 +113,6 @@ typedef struct _CLIENT_ID {
 #define STATUS_DISK_FULL                       STATUS(0xC000007F)
 #define STATUS_INSUFFICIENT_RESOURCES          STATUS(0xC000009A)
 #define STATUS_IO_TIMEOUT                      STATUS(0xC00000B5)
-#define STATUS_CANNOT_DELETE                   STATUS(0xC0000121)
 #define STATUS_KEY_DELETED                     STATUS(0xC000017C)
 #define STATUS_FILE_IS_A_DIRECTORY             STATUS(0xC00000BA)
 #define STATUS_NOT_SUPPORTED                   STATUS(0xC00000BB)

@@ -153,6 +153,7 @@ PIO_DRIVER IopFindDriver(PCSTR Service) {
 static NOINLINE NTSTATUS PnpCallDriverEntry(PCSTR Service, PKLDR_DATA_TABLE_ENTRY Module) {
     CHAR Path[200];
     PIO_DRIVER Driver = ExAllocatePool2(0x40, sizeof(*Driver), 'virD');
+    if (!Driver) return MiUnloadImage(Module), STATUS_NO_MEMORY;
     RtlCopyText(Driver->Service, sizeof(Driver->Service), Service);
     RtlFormat(Path, sizeof(Path), "\\Registry\\Machine\\System\\CurrentControlSet\\Services\\%s",
         Service);
@@ -171,6 +172,8 @@ static NOINLINE NTSTATUS PnpCallDriverEntry(PCSTR Service, PKLDR_DATA_TABLE_ENTR
         return STATUS_SUCCESS;
     }
     MiUnloadImage(Module);
+    RtlFreeUnicodeString(&Driver->RegistryPath);
+    RtlFreeUnicodeString(&Driver->Object.DriverName);
     KiFree(Driver);
     return REFUSE(Status, "%s: DriverEntry returned 0x%08x", Service, Status);
 }
@@ -192,7 +195,7 @@ NOINLINE NTSTATUS IopLoadDriver(PCSTR Service) {
     if (NT_SUCCESS(Status)) Status = PnpCallDriverEntry(Service, Module);
     if (!NT_SUCCESS(Status))
         DbgPrint("IopLoadDriver: %s refused, 0x%08x %s\n", Service, Status, IopLoadError);
-    PCM_KEY Key = CmFindKey(KeyPath); /* DriverEntry may have deleted it */
+    PCM_KEY Key = CmFindKey(KeyPath); /* it may be gone by now */
     if (Key) Key->LoadStatus = Status;
     return Status;
 }

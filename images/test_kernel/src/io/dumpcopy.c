@@ -34,8 +34,9 @@ static NTSTATUS IopCreatePagefile(PCSTR Name, ULONG Size) {
     return FatSetSize(&File, Size);
 }
 
-/* Finds the newest DUMPxxxx.tmp; older ones, which it would overwrite, are deleted. */
-static BOOLEAN IopFindDump(void) {
+/* Finds the newest DUMPxxxx.TMP: the one that this boot moved aside (by its first cluster), or else
+ * by the clock. Older ones, which it would overwrite, are deleted. */
+static BOOLEAN IopFindDump(ULONG Moved) {
     FAT_FILE Root;
     DUMP_FILE Found;
     if (!NT_SUCCESS(FatOpen("", &Root))) return FALSE;
@@ -44,7 +45,8 @@ static BOOLEAN IopFindDump(void) {
         if (RtlCompareTextInsensitiveN(Name, "DUMP", 4) != 0 || strlen(Name) != 12 ||
             RtlCompareTextInsensitive(Name + 8, ".tmp") != 0 || !IopReadDumpHeader(&Found))
             continue;
-        BOOLEAN Newer = Found.Time > IopDump.Time;
+        BOOLEAN Newer = Found.File.FirstCluster == Moved ||
+                        (Found.Time > IopDump.Time && IopDump.File.FirstCluster != Moved);
         if (IopDump.Time) FatDelete(Newer ? &IopDump.File : &Found.File);
         if (Newer) IopDump = Found;
     }
@@ -54,8 +56,8 @@ static BOOLEAN IopFindDump(void) {
 static NTSTATUS IopCopyDump(PCSTR Path, PVOID Buffer) {
     DUMP_FILE Target;
     if (NT_SUCCESS(FatOpen(Path, &Target.File))) {
-        IopReadDumpHeader(&Target);
-        BOOLEAN Begun = Target.File.Size == 0 || Target.Time == IopDump.Time; /* by another boot */
+        BOOLEAN Half = !IopReadDumpHeader(&Target) && Target.Time; /* a copy that was cut short */
+        BOOLEAN Begun = !Target.File.Size || Half || Target.Time == IopDump.Time;
         if (!Begun && !CmQueryDword(CM_CRASH_CONTROL, "Overwrite", 1)) {
             DbgPrint("io: C:\\%s stays, Overwrite is 0: the new dump is dropped\n", Path);
             return STATUS_SUCCESS;
@@ -86,15 +88,17 @@ static void IopCopyDumpThread(PVOID Context) {
 void IopCopyCrashDump(void) {
     DUMP_FILE Pagefile;
     NTSTATUS Status;
+    ULONG Moved = ~0U;
     CHAR Name[16];
     if (NT_SUCCESS(FatOpen("pagefile.sys", &Pagefile.File)) && IopReadDumpHeader(&Pagefile)) {
         IopCreatePagefile("pagefile.new", Pagefile.File.Size);
         do RtlFormat(Name, sizeof(Name), "DUMP%04X.TMP", (ULONG)(KiRandom() & 0xFFFF));
         while ((Status = FatRename(&Pagefile.File, Name)) == STATUS_OBJECT_NAME_COLLISION);
+        if (NT_SUCCESS(Status)) Moved = Pagefile.File.FirstCluster;
         DbgPrint("io: last crash: pagefile.sys renamed to %s, status %08x\n", Name, Status);
     }
     IopLocatePagefile();
-    if (!IopFindDump()) return;
+    if (!IopFindDump(Moved)) return;
     /* The dump's file has the length of the page file. Cut to the dump's, it leaves room for one.
      */
     ULONG Whole = IopDump.File.Size;

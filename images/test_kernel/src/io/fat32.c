@@ -1,8 +1,9 @@
 /* FAT32 with long names on the first FAT32 partition. Source: Microsoft, "FAT: General Overview of
  * On-Disk Format", 1.03 (2000), section numbers below. Times on disk are UTC. Writes are ordered so
- * that a power cut leaves at worst lost clusters, or a chain longer than its file says: clusters
- * are chained before anything points at them, an entry forgets its clusters before they are freed,
- * and the slots of one file share a sector, which limits names to 195 characters. */
+ * that a power cut leaves at worst lost clusters, or a chain longer than its file says (a rename
+ * that needs another sector aside, see FatAddEntry): clusters are chained before anything points at
+ * them, an entry forgets its clusters before they are freed, and the slots of one file share a
+ * sector, which limits names to 195 characters. */
 #include "ki.h"
 
 enum { SECTOR = 512, LINE_SECTORS = 32, LINES = 8 }; /* the cache reads 16 KiB at a time */

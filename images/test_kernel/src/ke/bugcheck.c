@@ -10,7 +10,7 @@ static const struct {
     ULONG Code;
     PCSTR Name;
 } KiBugcheckNames[] = {{0x0A, "IRQL_NOT_LESS_OR_EQUAL"}, {0x19, "BAD_POOL_HEADER"},
-    {0x1E, "KMODE_EXCEPTION_NOT_HANDLED"}, {0x50, "PAGE_FAULT_IN_NONPAGED_AREA"},
+    {0x18, "REFERENCE_BY_POINTER"}, {0x50, "PAGE_FAULT_IN_NONPAGED_AREA"},
     {0x7E, "SYSTEM_THREAD_EXCEPTION_NOT_HANDLED"}, {0x7B, "INACCESSIBLE_BOOT_DEVICE"},
     {0x7F, "UNEXPECTED_KERNEL_MODE_TRAP"}, {0x80, "NMI_HARDWARE_FAILURE"},
     {0xB8, "ATTEMPTED_SWITCH_FROM_DPC"}, {0xBE, "ATTEMPTED_WRITE_TO_READONLY_MEMORY"},
@@ -38,23 +38,18 @@ static void KiShowDumpProgress(ULONG Percent) {
 
 /* The instruction a bug check is about, and the driver it lies in; 0 where the code names none. */
 static ULONG64 KiFaultingAddress(ULONG Code, const ULONG64 *P) {
-    switch (Code) {
-    case 0x0A:
-    case 0xD1: return P[3];
-    case 0x50:
-    case 0xBE:
-    case 0xFC: return ((PKTRAP_FRAME)P[2])->Rip;
-    case 0x1E:
-    case 0x7E: return P[1];
-    case 0x133: return KiWatchdogTrapFrame->Rip;
-    default: return 0;
-    }
+    PKTRAP_FRAME TrapFrame = (PKTRAP_FRAME)P[2]; /* or anything, in a driver's own bug check */
+    if (Code == 0x0A || Code == 0xD1) return P[3];
+    if (Code == 0x7E) return P[1];
+    if (Code == 0x133) TrapFrame = KiWatchdogTrapFrame;
+    if (Code != 0x50 && Code != 0xBE && Code != 0xFC && Code != 0x133) return 0;
+    return MiIsAddressValid(&TrapFrame->Rip) ? TrapFrame->Rip : 0;
 }
 
 /* What Windows EMS sends in-band at a bug check ("INSTANCE CLASSNAME" as in Microsoft's EMS
  * documentation; written from the documentation, never compared with a real machine). */
 static void KiTellConsole(void) {
-    CHAR Text[512], Name[32];
+    CHAR Text[512], Name[32] = "";
     CmQueryString(
         "HKEY_LOCAL_MACHINE\\SYSTEM\\CurrentControlSet\\Control\\ComputerName\\ComputerName",
         "ComputerName", Name, sizeof(Name));
@@ -117,9 +112,9 @@ NORETURN void KeBugCheck2(ULONG Code, ULONG64 P1, ULONG64 P2, ULONG64 P3, ULONG6
     KiBugcheckData[0] = Code;
     KiBugcheckData[1] = P1, KiBugcheckData[2] = P2, KiBugcheckData[3] = P3, KiBugcheckData[4] = P4;
     BOOLEAN DumpOff = IopCrashDumpType() == 0;
-    HalPvpanic(DumpOff ? PVPANIC_PANICKED : PVPANIC_CRASHLOADED);
     KiShowBlueScreen(Driver, Address);
     KiTellConsole();
+    HalPvpanic(DumpOff ? PVPANIC_PANICKED : PVPANIC_CRASHLOADED); /* the first may stop us here */
     if (!DumpOff) {
         KiScreenLine("Collecting data for crash dump ...");
         KiScreenLine("Initializing disk for crash dump ...");

@@ -4,7 +4,8 @@
 
 /* A bad address in system space, which no handler may see. The raw third parameter is the trap
  * frame; KeBugCheck2 shows its instruction pointer. */
-static NOINLINE void MiSystemFault(ULONG64 FaultCode, ULONG64 Address, PKTRAP_FRAME TrapFrame) {
+NORETURN static NOINLINE void MiSystemFault(
+    ULONG64 FaultCode, ULONG64 Address, PKTRAP_FRAME TrapFrame) {
     ULONG64 Access = FaultCode & 0x10 ? 0x10 : FaultCode & 2;
     if (FaultCode & 1 && FaultCode & 0x10) /* ATTEMPTED_EXECUTE_OF_NOEXECUTE_MEMORY */
         KeBugCheckEx(0xFC, Address, MiGetPhysicalAddress((PVOID)Address), (ULONG64)TrapFrame, 2);
@@ -14,13 +15,11 @@ static NOINLINE void MiSystemFault(ULONG64 FaultCode, ULONG64 Address, PKTRAP_FR
 }
 
 /* Called by KiPageFault: a failure becomes an exception, or with IRQL too high a bug check. */
-NTSTATUS MmAccessFault(ULONG64 FaultCode, ULONG64 Address, CHAR Mode, PKTRAP_FRAME TrapFrame) {
-    UNREFERENCED(Mode);
+NTSTATUS MmAccessFault(ULONG64 FaultCode, ULONG64 Address, PKTRAP_FRAME TrapFrame) {
     if (TrapFrame->PreviousIrql >= DISPATCH_LEVEL || !(TrapFrame->EFlags & 0x200))
         return STATUS(0xD0000006); /* STATUS_IN_PAGE_ERROR: paging is not possible here */
     if (Address < MI_USER_LIMIT) return STATUS_ACCESS_VIOLATION;
     MiSystemFault(FaultCode, Address, TrapFrame);
-    return STATUS_SUCCESS;
 }
 
 /* A fault as CONTEXT and EXCEPTION_RECORD. No frame can have a handler (an import of

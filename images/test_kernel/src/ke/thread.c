@@ -263,8 +263,8 @@ NTSYSAPI void KeInitializeTimerEx(KTIMER *Timer, TIMER_TYPE Type) {
 }
 
 NTSYSAPI BOOLEAN KeSetTimerEx(KTIMER *Timer, LARGE_INTEGER DueTime, LONG Period, PKDPC Dpc) {
-    BOOLEAN WasSet = KeCancelTimer(Timer);
     KIRQL Irql = KfRaiseIrql(DISPATCH_LEVEL);
+    BOOLEAN WasSet = KeCancelTimer(Timer);
     Timer->Period = (ULONG)Period;
     Timer->Dpc = Dpc;
     Timer->Header.Signalling = 1; /* inserted */

@@ -71,9 +71,8 @@
 
     FUNCTION KiPageFault
     ENTER_TRAP 1
-    movq %cr2, %rdx; movq %rdx, TRAP(0xd0); movq TRAP(0x160), %rcx; xorl %r8d, %r8d
-    leaq -0x80(%rbp), %r9; call MmAccessFault
-    cmpl $0, %eax; jge KiTrapReturn
+    movq %cr2, %rdx; movq %rdx, TRAP(0xd0); movq TRAP(0x160), %rcx; leaq -0x80(%rbp), %r8
+    call MmAccessFault
     /* access: 0 read, 1 write, 8 execute, from the error code's bits 1 and 4 */
     movl TRAP(0x160), %r9d; movl %r9d, %r10d; shrl $1, %r9d; andl $1, %r9d; shrl $1, %r10d
     andl $8, %r10d; orl %r10d, %r9d; cmpl $0xC0000005, %eax; jne 1f
@@ -150,11 +149,10 @@
     FUNCTION KeBugCheckEx
     movq %rcx, 8(%rsp); movq %rdx, 0x10(%rsp); movq %r8, 0x18(%rsp); movq %r9, 0x20(%rsp); pushfq
     .seh_stackalloc 8; subq $0x30, %rsp; .seh_stackalloc 0x30; .seh_endprologue; cli
+    cmpb $0, KiCrashing(%rip); jne 1f /* one within another keeps the first one's registers */
     movq %gs:0x20, %rcx; movq KiPrcbContextOffset(%rip), %r10; movq (%rcx, %r10), %rcx
     call RtlCaptureContext
     movq %gs:0x20, %rcx; movq KiPrcbContextOffset(%rip), %r10; movq (%rcx, %r10), %rcx
-    cmpb $0, KiCrashing(%rip)
-    jne 1f /* a bug check within a bug check keeps the first one's registers */
     movq 0x40(%rsp), %rax
     movq %rax, 0x80(%rcx) /* Rcx */
     movq 0x30(%rsp), %rax

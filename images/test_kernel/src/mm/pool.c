@@ -70,8 +70,8 @@ static BOOLEAN MiRefillClass(ULONG Class) {
 NTSYSAPI PVOID ExAllocatePoolWithTag(POOL_TYPE Type, SIZE_T Bytes, ULONG Tag) {
     PVOID Result = NULL;
     KIRQL Irql = KfRaiseIrql(DISPATCH_LEVEL);
-    if (Bytes + sizeof(POOL_HEADER) >= POOL_LARGE) {
-        ULONG Pages = (ULONG)BYTES_TO_PAGES(Bytes);
+    if (Bytes >= POOL_LARGE - sizeof(POOL_HEADER)) {
+        ULONG Pages = Bytes < POOL_WINDOW ? (ULONG)BYTES_TO_PAGES(Bytes) : 0;
         for (ULONG i = 0; i < ARRAY_SIZE(PoolBigPageTable) && Pages && !Result; i++)
             if (!PoolBigPageTable[i].Va) {
                 if (!(Result = MiAllocateRange(Pages))) break;

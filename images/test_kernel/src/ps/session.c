@@ -69,6 +69,8 @@ static void PopGracefulShutdown(PVOID Reboot) {
 }
 
 void PopRequestShutdown(BOOLEAN Reboot) {
+    static BOOLEAN Begun;
+    if (__atomic_exchange_n(&Begun, TRUE, __ATOMIC_SEQ_CST)) return;
     KiStartThread(PopGracefulShutdown, (PVOID)(ULONG64)Reboot, NULL);
 }
 
