@@ -126,11 +126,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="where the screen and the dump go (default: .work/demo)",
     )  # fmt: skip
     options = parser.parse_args(arguments)
-    options.output.mkdir(parents=True, exist_ok=True)
     steps = Steps(time.monotonic())
     try:
+        options.output.mkdir(parents=True, exist_ok=True)
         dump = crash(options.output, load_contract(HERE / "contract.toml"), steps)
-    except (ContentError, ImageError, DeadlineError, ValueError) as error:
+    except (ContentError, ImageError, DeadlineError, ValueError, OSError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     show_kdmp_parser(dump)
