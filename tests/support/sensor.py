@@ -154,8 +154,8 @@ KINDS = {
             VARIANTS,
             frames=("ScanBurstInstances", "CountBursts", "EvaluateBursts", "SensorTimerDpc"),
         ),
-        CrashKind("nmi", 0x80, "benign", ("a-o2",), trigger=_by_nmi),
-        CrashKind("keyboard", 0xE2, "benign", ("a-o2",), trigger=_by_keyboard),
+        CrashKind("nmi", 0x80, "benign", VARIANTS, trigger=_by_nmi),
+        CrashKind("keyboard", 0xE2, "benign", VARIANTS, trigger=_by_keyboard),
     )
 }
 CRASHES = [(kind.name, variant) for kind in KINDS.values() for variant in kind.variants]
