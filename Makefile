@@ -82,5 +82,6 @@ $(ENVIRONMENT): requirements/uv.txt requirements/dev.txt
 	@echo "Installing the pinned Python packages into .venv"
 	[ -x $(PYTHON) ] || python3 -m venv .venv
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
-	VIRTUAL_ENV=.venv .venv/bin/uv pip sync --quiet --require-hashes requirements/dev.txt requirements/uv.txt
+	VIRTUAL_ENV=.venv .venv/bin/uv pip sync --quiet --require-hashes --no-build-isolation requirements/dev.txt requirements/uv.txt
+	VIRTUAL_ENV=.venv .venv/bin/uv pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@

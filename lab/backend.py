@@ -1,0 +1,197 @@
+"""What a hypervisor or a physical machine's parts give the lab: the backend's side of a machine.
+
+Only lab.machine.Machine holds a backend, and only a lease gives out a Machine. A backend is one
+file in lab/virtual or lab/physical, found by its name in lab.toml.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from images.contract import Contract
+from lab.disks.blocks import BlockSource
+from lab.outcome import InfrastructureError
+from lab.signals import SignalLog
+
+Feature = Literal[
+    "agent",  # guest_agent() speaks QEMU's agent protocol
+    "console-log",
+    "debugger-port",
+    "disk",  # the powered-off disk can be read and edited
+    "hold-restart",  # a restart from inside leaves the machine off
+    "keys",
+    "memory-dump",  # the hypervisor can dump the guest's memory
+    "memory-read",  # physical memory of a running guest can be read
+    "nmi",
+    "save-restore",
+    "screenshot",
+]
+
+
+class BackendError(InfrastructureError):
+    """The hypervisor or a part of the machine failed or refused; says what was asked of whom."""
+
+
+class AgentError(BackendError):
+    """The agent answered with an error: the command was not carried out.
+
+    `message` is the agent's own text.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class AgentUnreachable(AgentError):  # noqa: N818 - a state, not a mistake
+    """No agent is connected; the command was not sent."""
+
+
+class AgentSilent(AgentError):  # noqa: N818 - a state, not a mistake
+    """The command was sent and its answer never came: nobody knows whether it was carried out."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """A known state to start from.
+
+    disk: the base, never written to. nvram: UEFI variables, or None for BIOS. tpm: a folder with
+    the TPM's state, or None. memory: saved memory that belongs to exactly this disk, or None.
+    """
+
+    name: str
+    contract: Contract
+    disk: Path
+    nvram: Path | None = None
+    tpm: Path | None = None
+    memory: Path | None = None
+
+
+class Backend(ABC):
+    """One machine slot. All calls may block, and may be made from any thread.
+
+    What happens to the machine is added to `signals`, which the backend gets when it is made.
+    Raises BackendError for whatever the hypervisor refuses.
+    """
+
+    features: frozenset[Feature]
+
+    @abstractmethod
+    def provision(self, image: Image, folder: Path, run_id: str) -> None:
+        """Puts the slot into the image's known state; off afterwards.
+
+        A linked clone of the disk and copies of NVRAM and TPM state are made in `folder`, and
+        everything the hypervisor sees carries `run_id`. An earlier clone in the folder is an error.
+        """
+
+    @abstractmethod
+    def revert(self, image: Image) -> None:
+        """Puts the slot back to the known state; the evidence must have been sealed before."""
+
+    @abstractmethod
+    def start(self, *, hold_restart: bool) -> None:
+        """Powers on. hold_restart: a restart from inside leaves the machine off, not booting.
+
+        Adds POWER_ON, or RESTORED where the known state has saved memory and this is its first
+        start.
+        """
+
+    @abstractmethod
+    def power_off(self) -> None:
+        """Cuts the power; returns when it is off. A machine that is off already is fine."""
+
+    @abstractmethod
+    def is_on(self) -> bool:
+        """Whether it has power, whatever it does with it."""
+
+    @abstractmethod
+    def press_power_button(self) -> None:
+        """ACPI power button."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Presses the reset button: the same power-on continues with a new boot."""
+
+    @abstractmethod
+    def nmi(self) -> None:
+        """Sends a non-maskable interrupt."""
+
+    @abstractmethod
+    def press_keys(self, keys: Sequence[str]) -> None:
+        """Presses keys at once, in this order, and lets them go. Names as in the contract's
+        crash_keys: "right-ctrl", "scroll-lock", "enter" ..."""
+
+    @abstractmethod
+    def screenshot(self) -> bytes:
+        """The screen as PNG."""
+
+    @abstractmethod
+    def console_log(self) -> Path:
+        """COM1 since the first power-on: a file that grows, bytes as they came."""
+
+    @abstractmethod
+    def agent(self, command: str, arguments: dict[str, Any], deadline: float) -> Any:
+        """One guest agent command; gives its "return" value. deadline: seconds for the answer.
+
+        Raises AgentUnreachable, AgentSilent or AgentError. Never sends a command twice.
+        """
+
+    @abstractmethod
+    def disk_bytes_written(self) -> int:
+        """Bytes written to the disk since power-on; grows while a dump is written."""
+
+    @abstractmethod
+    def dump_memory(self, destination: Path, file_format: Literal["elf", "win-dmp"]) -> None:
+        """The guest's memory as a file, taken by the hypervisor. `destination` must not exist."""
+
+    @abstractmethod
+    def read_memory(self, address: int, length: int) -> bytes:
+        """Physical memory of the running machine."""
+
+    @abstractmethod
+    def save_memory(self, destination: Path) -> None:
+        """Saves memory and devices to a file; off afterwards."""
+
+    @abstractmethod
+    def disk_overlay(self) -> Path:
+        """The clone that the machine writes to. Only lab.machine and lab.evidence ask."""
+
+    @abstractmethod
+    def disk(self) -> BlockSource:
+        """The disk, read-only. Of a machine that is on: as a power cut now would leave it."""
+
+    @abstractmethod
+    def debugger_port(self) -> str:
+        """Where COM2 can be reached, as a debugger's user would type it ("127.0.0.1:50123")."""
+
+    @abstractmethod
+    def address(self) -> str:
+        """How a person finds this machine with the hypervisor's own tools; for messages."""
+
+    @abstractmethod
+    def dispose(self, *, keep_disk: bool) -> None:
+        """Cuts the power and removes what provision() made; keep_disk leaves the clone."""
+
+
+class BackendFactory(ABC):
+    """Opens the slots of one [machines.*] table; lab/virtual/NAME.py has one called `Factory`."""
+
+    @abstractmethod
+    def slot(self, name: str, signals: SignalLog) -> Backend:
+        """The slot's backend; connects if need be."""
+
+    @abstractmethod
+    def leftovers(self) -> list[tuple[str, str]]:
+        """(run id, what) of everything on this host that carries a run's id."""
+
+    @abstractmethod
+    def remove(self, run_id: str) -> list[str]:
+        """Removes what carries the run's id on the hypervisor (never files); says what."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Disconnects, and ends daemons that were started here."""

@@ -1,0 +1,1 @@
+"""Running things inside a machine: one file a channel."""

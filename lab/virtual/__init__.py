@@ -1,0 +1,1 @@
+"""Hypervisors: one file each, found by its name."""
