@@ -71,11 +71,17 @@ class Deadlines(_Section):
 
     boot_to_agent: Seconds
     agent_reply: Seconds
+    """For the agent's answer to one request."""
+    command: Seconds
+    """For a program to end in the guest, unless the candidate gives the step a time of its own."""
     dump_writing: Seconds
     """From the bug check to the reset."""
     dump_copying: Seconds
     """From the next boot to a complete dump file."""
     shutdown: Seconds
+    slowdown: Annotated[float, Field(ge=1)] = 1.0
+    """How many times slower than a usual machine it runs; times a candidate gives are for a
+    usual machine and are multiplied by this."""
 
 
 class Dump(_Section):
@@ -124,6 +130,21 @@ class Boot(_Section):
     """Failed boots in a row before the repair screen; 0 is never."""
     repair_screen_waits: bool
     """The repair screen waits for a person and does not boot again by itself."""
+    loop_after_crashes: Annotated[int, Field(ge=2)] = 2
+    """Boots in a row that crash, the last one before its agent answers: then it is a boot loop."""
+
+
+class Requirement(_Section):
+    """Something that must be true inside the image; `lab image check` asks it."""
+
+    name: str
+    program: GuestPath
+    arguments: list[str] = []
+    exit_codes: list[int] = [0]
+    expect: str | None = None
+    """A regular expression that the program's output must hold (multiline, case ignored)."""
+    fix: str
+    """What to do where it is not so."""
 
 
 class Contract(_Section):
@@ -142,6 +163,7 @@ class Contract(_Section):
     panic: Panic
     keyboard: Keyboard
     boot: Boot
+    requires: list[Requirement] = []
 
 
 class CatalogEntry(_Section):

@@ -1,0 +1,288 @@
+"""Machine: the one interface that tests, candidates and evidence see. Made by a lease, for a run."""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from images.contract import Contract
+from lab.backend import Backend, BackendError, Feature, Image
+from lab.disks.blocks import BlockSource
+from lab.disks.edit import Edit, EditDone, edit
+from lab.disks.files import DiskFiles, open_files
+from lab.guest.base import Guest
+from lab.outcome import HungError, LabError
+from lab.signals import CRASH_KINDS, DeadlineError, SignalKind, SignalLog
+
+if TYPE_CHECKING:
+    from lab.leases import Lease
+
+T = TypeVar("T")
+HYPERVISOR_SECONDS = 300.0
+"""For one call to the hypervisor: a limit against a daemon that hangs, not a guest's deadline."""
+
+
+class EvidenceNotSealedError(LabError):
+    """Something would have changed the disk of a machine whose evidence is not collected yet."""
+
+
+class Machine:
+    """One machine, held under a lease. Synchronous, and usable from several threads.
+
+    Every call confirms the lease first. What blocks raises MachineCrashed in the waiting thread the
+    moment a crash is signalled (lab.signals.SignalLog.wait). Each boot is given by the lab: a
+    restart from inside leaves the machine off until evidence is taken and start() is called.
+    """
+
+    def __init__(
+        self, backend: Backend, lease: Lease, image: Image, signals: SignalLog, folder: Path
+    ) -> None:
+        self._backend = backend
+        self._lease = lease
+        self.image = image
+        self.signals = signals
+        self.folder = folder
+        self._sealed_boot = 0
+        self.clock_settings: list[dict[str, str]] = []
+        """Each time the guest's clock was set: boot, what it said before, what it was set to."""
+
+    @property
+    def name(self) -> str:
+        """The slot's name in lab.toml."""
+        return self._lease.slot
+
+    @property
+    def contract(self) -> Contract:
+        """What the image promises."""
+        return self.image.contract
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        """What the backend has; asking for what it lacks raises BackendError."""
+        return self._backend.features
+
+    @property
+    def boot(self) -> int:
+        """The number of the current boot; 0 before the first."""
+        return self.signals.boot
+
+    def require(self, *features: Feature) -> None:
+        """Raises BackendError naming the features that this machine lacks."""
+        if missing := sorted(set(features) - self.features):
+            raise BackendError(
+                f"machine {self.name} has no {', '.join(missing)}; name another machine in lab.toml"
+            )
+
+    def _call(
+        self,
+        what: str,
+        function: Callable[[], T],
+        *,
+        boot: int | None = None,
+        deadline: float = HYPERVISOR_SECONDS,
+    ) -> T:
+        """Calls `function` in a thread of its own and waits for it through the wait primitive."""
+        self._lease.confirm(f"{what} of {self.name}")
+        future: Future[T] = Future()
+
+        def work() -> None:
+            try:
+                future.set_result(function())
+            except BaseException as error:  # noqa: BLE001 - handed to the waiting thread
+                future.set_exception(error)
+
+        threading.Thread(target=work, name=f"{self.name}: {what}", daemon=True).start()
+        self.signals.wait(f"{what} of {self.name}", future.done, deadline, boot=boot)
+        return future.result()
+
+    # Power
+
+    def start(self, *, hold_restart: bool = True) -> None:
+        """Powers on: a new boot. hold_restart: a restart from inside leaves it off (see class)."""
+        self._call("power-on", lambda: self._backend.start(hold_restart=hold_restart))
+
+    def power_off(self) -> None:
+        """Cuts the power; returns when it is off."""
+        self.signals.announce_restart()
+        self._call("power-off", self._backend.power_off)
+
+    def is_on(self) -> bool:
+        """Whether it has power."""
+        return self._call("power state", self._backend.is_on)
+
+    def shut_down(self) -> None:
+        """Presses the power button and waits until it is off; HungError beyond the deadline."""
+        boot = self.boot
+        self.signals.announce_restart()
+        self._call("power button", self._backend.press_power_button, boot=boot)
+        self._wait_until_off("shut down after the power button", boot)
+
+    def restart(self, how: Callable[[Guest], object]) -> None:
+        """An announced restart: `how` makes the guest restart; returns when its agent answers."""
+        boot = self.boot
+        guest = self.guest
+        self.signals.announce_restart()
+        how(guest)
+        self._wait_until_off("restart", boot)
+        self.start()
+        self.wait_for_agent()
+
+    def _wait_until_off(self, what: str, boot: int) -> None:
+        def is_off() -> bool:
+            return bool(self.signals.of(SignalKind.RESTART, SignalKind.POWER_OFF, boot=boot))
+
+        deadline = self.contract.deadlines.shutdown
+        try:
+            self.signals.wait(f"{self.name} to {what}", is_off, deadline, boot=boot)
+        except DeadlineError as error:
+            raise HungError(f"{self.name} did not {what} within {deadline:g} s") from error
+
+    def reset(self) -> None:
+        """Presses the reset button."""
+        self._call("reset", self._backend.reset)
+
+    def nmi(self) -> None:
+        """Sends a non-maskable interrupt; Windows answers with bug check 0x80."""
+        self.require("nmi")
+        self._call("NMI", self._backend.nmi)
+
+    def press_keys(self, keys: Sequence[str]) -> None:
+        """Presses keys at once, named as in the contract's crash_keys."""
+        self.require("keys")
+        self._call("keys", lambda: self._backend.press_keys(keys))
+
+    # What can be seen
+
+    def screenshot(self) -> bytes:
+        """The screen as PNG."""
+        self.require("screenshot")
+        return self._call("screenshot", self._backend.screenshot)
+
+    def console_log(self) -> Path:
+        """The console's bytes since the first power-on: a file that grows."""
+        self.require("console-log")
+        return self._backend.console_log()
+
+    def console_bytes(self) -> bytes:
+        """What the console has said so far."""
+        log = self.console_log()
+        return log.read_bytes() if log.exists() else b""
+
+    def crash_signalled(self, boot: int | None = None) -> bool:
+        """Whether a bug check was signalled, in one boot or in any."""
+        return bool(self.signals.of(*CRASH_KINDS, boot=boot))
+
+    def disk_bytes_written(self) -> int:
+        """Bytes the machine wrote since power-on."""
+        return self._call("disk statistics", self._backend.disk_bytes_written)
+
+    def dump_memory(self, destination: Path, file_format: Literal["elf", "win-dmp"]) -> None:
+        """A dump of memory taken by the hypervisor; no file of that name may be there."""
+        self.require("memory-dump")
+        self._call("memory dump", lambda: self._backend.dump_memory(destination, file_format))
+
+    def read_memory(self, address: int, length: int) -> bytes:
+        """Physical memory of the running guest."""
+        self.require("memory-read")
+        return self._call("memory read", lambda: self._backend.read_memory(address, length))
+
+    def debugger_port(self) -> str:
+        """Where COM2, which belongs to the kernel debugger, can be reached."""
+        self.require("debugger-port")
+        return self._backend.debugger_port()
+
+    def address(self) -> str:
+        """How to find it with the hypervisor's own tools."""
+        return self._backend.address()
+
+    # The guest
+
+    @property
+    def guest(self) -> Guest:
+        """A handle on the current boot's Windows; stale as soon as that boot ends."""
+        self.require("agent")
+        kind = self.contract.agent.kind.replace("-", "_")
+        channel: Guest = importlib.import_module(f"lab.guest.{kind}").open_guest(self)
+        return channel
+
+    def agent(self, command: str, arguments: dict[str, object], *, boot: int) -> object:
+        """One request to the agent, for lab.guest. Never sent twice. Raises AgentError."""
+        deadline = self.contract.deadlines.agent_reply
+        return self._call(
+            f"agent command {command}",
+            lambda: self._backend.agent(command, arguments, deadline),
+            boot=boot,
+            deadline=deadline + HYPERVISOR_SECONDS,
+        )
+
+    def wait_for_agent(self) -> Guest:
+        """Waits until this boot's agent answers; HungError beyond the contract's deadline.
+
+        After a restore from saved memory the guest's clock is set, and that is recorded.
+        """
+        boot, guest = self.boot, self.guest
+        deadline = self.contract.deadlines.boot_to_agent
+        try:
+            self.signals.wait(f"the agent of {self.name}", guest.answers, deadline, boot=boot)
+        except DeadlineError as error:
+            raise HungError(
+                f"{self.name}: no answer from the agent within {deadline:g} s of boot {boot}"
+            ) from error
+        restored = self.signals.of(SignalKind.RESTORED, boot=boot)
+        if restored and not any(one["boot"] == str(boot) for one in self.clock_settings):
+            before, now = guest.time(), datetime.now(UTC)
+            guest.set_time(now)
+            self.clock_settings.append(
+                {"boot": str(boot), "before": before.isoformat(), "set_to": now.isoformat()}
+            )
+        return guest
+
+    # The disk
+
+    def disk(self) -> BlockSource:
+        """The disk, read-only; of a machine that is on, as a power cut now would leave it."""
+        self.require("disk")
+        return self._call("disk", self._backend.disk)
+
+    def files(self) -> DiskFiles:
+        """The files on the disk, read from outside; close it (a context manager)."""
+        return open_files(self.disk())
+
+    def edit(self, edits: Sequence[Edit]) -> list[EditDone]:
+        """Changes files of the powered-off machine's overlay; its evidence must be sealed."""
+        self._refuse_unsealed("edit the disk")
+        if self.is_on():
+            raise LabError(f"{self.name} is on: power it off before its disk is edited")
+        return self._call("edit", lambda: edit(self._backend.disk_overlay(), edits))
+
+    @property
+    def unsealed_boot(self) -> int | None:
+        """The last boot that crashed and whose evidence is not sealed yet."""
+        crashed = [s.boot for s in self.signals.of(*CRASH_KINDS) if s.boot > self._sealed_boot]
+        return max(crashed, default=None)
+
+    def seal(self, boot: int) -> None:
+        """Evidence of all boots up to `boot` is safe. Only lab.evidence says so."""
+        self._sealed_boot = max(self._sealed_boot, boot)
+
+    def _refuse_unsealed(self, action: str) -> None:
+        if (boot := self.unsealed_boot) is not None:
+            raise EvidenceNotSealedError(
+                f"cannot {action} of {self.name}: boot {boot} crashed and its evidence is not"
+                " sealed; collect it first (lab.evidence.collect)"
+            )
+
+    def revert(self) -> None:
+        """Puts it back to the image's known state; off afterwards. Evidence must be sealed."""
+        self._refuse_unsealed("revert the disk")
+        self.signals.announce_restart()
+        self._call("revert", lambda: self._backend.revert(self.image))
+
+    def overlay(self) -> Path:
+        """The file of the machine's own disk layer; for evidence that could not be collected."""
+        return self._backend.disk_overlay()
