@@ -86,13 +86,11 @@ def _present(data: object, place: Sequence[str | int]) -> list[str | int]:
     """The parts of a place that the file has."""
     found: list[str | int] = []
     for part in place:
-        if isinstance(data, dict) and part in data:
-            data = data[part]
-        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
-            data = data[part]
-        else:
-            continue
-        found.append(part)
+        in_table = isinstance(data, dict) and part in data
+        in_array = isinstance(data, list) and isinstance(part, int) and part < len(data)
+        if in_table or in_array:
+            data = data[part]  # type: ignore[index]
+            found.append(part)
     return found
 
 
