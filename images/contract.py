@@ -94,6 +94,8 @@ class Dump(_Section):
     staged_bytes: Annotated[int, Field(ge=0)]
     file: GuestPath
     """Where the next boot puts it."""
+    quiet_seconds: Seconds = 2.0
+    """No disk write for so long after a bug check: nothing more of the dump is written."""
     old_file_overwritten: bool
 
 

@@ -6,7 +6,7 @@ import importlib
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -50,6 +50,9 @@ class Machine:
         self._sealed_boot = 0
         self.clock_settings: list[dict[str, str]] = []
         """Each time the guest's clock was set: boot, what it said before, what it was set to."""
+        self.clock_offset: timedelta | None = None
+        """The guest's clock less the host's, when the agent last came up; None if never."""
+        self._console_at_boot = {0: 0}
 
     @property
     def name(self) -> str:
@@ -104,7 +107,9 @@ class Machine:
 
     def start(self, *, hold_restart: bool = True) -> None:
         """Powers on: a new boot. hold_restart: a restart from inside leaves it off (see class)."""
+        console = len(self.console_bytes()) if "console-log" in self.features else 0
         self._call("power-on", lambda: self._backend.start(hold_restart=hold_restart))
+        self._console_at_boot[self.boot] = console
 
     def power_off(self) -> None:
         """Cuts the power; returns when it is off."""
@@ -168,10 +173,11 @@ class Machine:
         self.require("console-log")
         return self._backend.console_log()
 
-    def console_bytes(self) -> bytes:
-        """What the console has said so far."""
+    def console_bytes(self, boot: int = 0) -> bytes:
+        """What the console has said since the lab gave this boot; 0: since the first power-on."""
         log = self.console_log()
-        return log.read_bytes() if log.exists() else b""
+        start = max((at for number, at in self._console_at_boot.items() if number <= boot))
+        return log.read_bytes()[start:] if log.exists() else b""
 
     def crash_signalled(self, boot: int | None = None) -> bool:
         """Whether a bug check was signalled, in one boot or in any."""
@@ -233,10 +239,12 @@ class Machine:
             raise HungError(
                 f"{self.name}: no answer from the agent within {deadline:g} s of boot {boot}"
             ) from error
+        before, now = guest.time(), datetime.now(UTC)
+        self.clock_offset = before - now
         restored = self.signals.of(SignalKind.RESTORED, boot=boot)
         if restored and not any(one["boot"] == str(boot) for one in self.clock_settings):
-            before, now = guest.time(), datetime.now(UTC)
             guest.set_time(now)
+            self.clock_offset = guest.time() - datetime.now(UTC)
             self.clock_settings.append(
                 {"boot": str(boot), "before": before.isoformat(), "set_to": now.isoformat()}
             )

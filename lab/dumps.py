@@ -1,0 +1,162 @@
+"""The dumps on a machine's disk, and which of them belongs to the boot that just crashed.
+
+A crash writes into the pagefile (or DedicatedDumpFile); the next boot moves that aside as
+DUMPxxxx.tmp and copies it to MEMORY.DMP. A dump can therefore lie in any of these places, cut
+short, left over from an earlier crash, or be overwritten by the next one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from pathlib import PureWindowsPath
+
+from crashdump_analysis.dump.header import HEADER_SIZE, DumpHeader, read_header
+from crashdump_analysis.errors import DumpError
+from images.contract import Contract
+from lab.disks.blocks import DiskError
+from lab.disks.files import DiskFiles
+
+CLOCK_TOLERANCE = timedelta(seconds=2)
+"""A PC's clock counts whole seconds, and the crash is signalled a moment after its time is taken;
+times the contract's slowdown."""
+
+
+class DumpStatus(StrEnum):
+    """What a place on the disk holds."""
+
+    THIS_BOOT = "this boot's"
+    """A whole dump whose time and bug check are those of the boot that crashed."""
+    EARLIER = "of an earlier crash of this run"
+    """A whole dump, already collected or overwritten by nobody yet."""
+    STALE = "stale"
+    """A whole dump from before this run."""
+    OTHER = "another bug check's or time's"
+    """A whole dump that does not match what was seen of this boot."""
+    HALF_COPIED = "half copied"
+    """Its header says more bytes than the file has; its source is still there."""
+    TRUNCATED = "truncated"
+    """Its header says more bytes than the file has, and there is no other copy."""
+    ALL_ZERO = "all zero"
+    NO_DUMP = "no dump"
+    UNREADABLE = "unreadable"
+
+
+@dataclass(frozen=True)
+class SeenBoot:
+    """What was seen from outside of the boot that crashed.
+
+    started, crashed: the host's clock, UTC. clock_offset: the guest's clock less the host's, as
+    measured or assumed. stop_code: where the console told it.
+    """
+
+    number: int
+    started: datetime
+    crashed: datetime
+    clock_offset: timedelta
+    stop_code: int | None
+
+
+@dataclass(frozen=True)
+class FoundDump:
+    """One place on the disk that can hold a dump. fingerprint: SHA-256 of its header."""
+
+    path: str
+    status: DumpStatus
+    detail: str
+    size: int = 0
+    header: DumpHeader | None = None
+    fingerprint: str = ""
+
+
+def find_dumps(
+    files: DiskFiles,
+    contract: Contract,
+    boot: SeenBoot,
+    *,
+    run_began: datetime,
+    collected: Collection[str],
+) -> list[FoundDump]:
+    """Looks at every place; the boot's own dumps first. `collected`: fingerprints that are safe."""
+    found = [
+        _look(files, path, contract, boot, run_began=run_began, collected=collected)
+        for path in _places(files, contract)
+    ]
+    whole = {one.fingerprint for one in found if one.status is DumpStatus.THIS_BOOT}
+    settled = [
+        one
+        if one.status is not DumpStatus.TRUNCATED or one.fingerprint not in whole
+        else FoundDump(
+            one.path, DumpStatus.HALF_COPIED, one.detail, one.size, one.header, one.fingerprint
+        )
+        for one in found
+    ]
+    return sorted(settled, key=lambda one: one.status is not DumpStatus.THIS_BOOT)
+
+
+def _places(files: DiskFiles, contract: Contract) -> list[str]:
+    dump = contract.dump
+    places = [dump.staged_in, dump.file]
+    root = PureWindowsPath(dump.staged_in).anchor
+    minidumps = str(PureWindowsPath(dump.file).parent / "Minidump")
+    for folder, pattern in ((root, "DUMP*.tmp"), (minidumps, "*.dmp")):
+        try:
+            places += [info.path for info in files.list(folder, pattern)]
+        except FileNotFoundError:
+            continue  # a folder that no crash has made yet
+    return places
+
+
+def _look(
+    files: DiskFiles,
+    path: str,
+    contract: Contract,
+    boot: SeenBoot,
+    *,
+    run_began: datetime,
+    collected: Collection[str],
+) -> FoundDump:
+    try:
+        size = files.stat(path).size
+        start = files.read(path, 0, min(size, HEADER_SIZE))
+    except FileNotFoundError:
+        return FoundDump(path, DumpStatus.NO_DUMP, f"{path} is not there")
+    except DiskError as error:
+        return FoundDump(path, DumpStatus.UNREADABLE, str(error))
+    try:
+        header = read_header(start, path)
+    except DumpError as error:
+        if size and not any(start) and path != contract.dump.staged_in:
+            return FoundDump(path, DumpStatus.ALL_ZERO, f"{path} begins with zeros only", size)
+        return FoundDump(path, DumpStatus.NO_DUMP, str(error), size)
+    fingerprint = hashlib.sha256(start).hexdigest()
+    required = header.required_size or size
+    if size < required:
+        detail = f"{path} has {size} of the {required} bytes that its header says"
+        return FoundDump(path, DumpStatus.TRUNCATED, detail, size, header, fingerprint)
+    status, detail = _compare(header, contract, boot, run_began)
+    if fingerprint in collected:
+        status, detail = DumpStatus.EARLIER, "collected after an earlier boot already"
+    return FoundDump(path, status, f"{path}: {detail}", required, header, fingerprint)
+
+
+def _compare(
+    header: DumpHeader, contract: Contract, boot: SeenBoot, run_began: datetime
+) -> tuple[DumpStatus, str]:
+    tolerance = CLOCK_TOLERANCE * contract.deadlines.slowdown
+    if header.time is None:
+        return DumpStatus.OTHER, "its header bears no time"
+    time = header.time - boot.clock_offset  # by the host's clock
+    said = f"bug check 0x{header.stop_code:X} at {time:%Y-%m-%d %H:%M:%S}"
+    if time < run_began - tolerance:
+        return DumpStatus.STALE, f"{said}, before this run began ({run_began:%H:%M:%S})"
+    if time < boot.started - tolerance:
+        return DumpStatus.EARLIER, f"{said}, before boot {boot.number} ({boot.started:%H:%M:%S})"
+    if time > boot.crashed + tolerance:
+        return DumpStatus.OTHER, f"{said}, after the crash was seen ({boot.crashed:%H:%M:%S})"
+    if boot.stop_code is not None and header.stop_code != boot.stop_code:
+        return DumpStatus.OTHER, f"{said}, but the console said 0x{boot.stop_code:X}"
+    return DumpStatus.THIS_BOOT, f"{said}, within boot {boot.number}"

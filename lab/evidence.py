@@ -1,0 +1,388 @@
+"""What is collected of a machine that crashed or hung, in which order, before anything is reset.
+
+Each rung of the ladder has a time limit from the image's contract and is recorded, whatever it
+brought. Nothing is written to the machine's disk until the evidence is sealed: its files are on
+the host, flushed, and named with their hashes in evidence.json.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path, PureWindowsPath
+from typing import Any, Literal
+
+from crashdump_analysis.dump.check import State, check_dump
+from lab.backend import BackendError
+from lab.console.stop_text import stop_codes
+from lab.disks.blocks import DiskError
+from lab.disks.files import DiskFiles
+from lab.dumps import DumpStatus, FoundDump, SeenBoot, find_dumps
+from lab.machine import Machine
+from lab.outcome import InfrastructureError
+from lab.signals import CRASH_KINDS, DeadlineError, SignalKind
+
+SPARE_BYTES = 64 << 20
+"""Left free on the evidence store beside a dump, for the record and the logs."""
+Say = Callable[[str], None]
+
+
+class EvidenceError(InfrastructureError):
+    """Evidence could not be brought to safety; what there is was kept, and the message says where.
+
+    `evidence` is what was collected.
+    """
+
+    def __init__(self, message: str, evidence: Evidence) -> None:
+        super().__init__(message)
+        self.evidence = evidence
+
+
+@dataclass
+class Rung:
+    """One step of the ladder: what was tried, for how many seconds, and what came of it."""
+
+    name: str
+    seconds: float = 0.0
+    result: str = ""
+
+
+@dataclass
+class CollectedDump:
+    """A place that was looked at, and the copy, if one was made.
+
+    path: in the guest, or "hypervisor". status: a DumpStatus. file: the copy's name in the
+    evidence folder, None where nothing was copied. stop_code: as its header says.
+    """
+
+    path: str
+    status: str
+    detail: str
+    file: str | None = None
+    size: int = 0
+    sha256: str = ""
+    fingerprint: str = ""
+    stop_code: int | None = None
+    time: str | None = None
+
+
+@dataclass
+class Evidence:
+    """All that was collected of one crash or hang.
+
+    boot: the boot that went down. cause: what the collection began with. crashes: bug checks
+    signalled since the evidence before this one. overwritten: how many of their dumps the next
+    crash wrote over. kept_disk: where the machine's own disk layer was put when a dump could not
+    be copied. no_dump: why there is no dump of this boot, in words.
+    """
+
+    boot: int
+    cause: Literal["crash", "hang", "restart"]
+    folder: Path
+    began: str
+    clock: str = ""
+    stop_code_on_console: int | None = None
+    crashes: int = 0
+    overwritten: int = 0
+    rungs: list[Rung] = field(default_factory=list)
+    dumps: list[CollectedDump] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
+    no_dump: str | None = None
+    kept_disk: str | None = None
+
+    @property
+    def dump(self) -> Path | None:
+        """The dump of this boot: from its disk, else (a hang) the hypervisor's."""
+        good = [d for d in self.dumps if d.file and d.status == DumpStatus.THIS_BOOT]
+        return self.folder / str(good[0].file) if good else None
+
+    def as_json(self) -> dict[str, Any]:
+        """For evidence.json and the run's record."""
+        return {**asdict(self), "folder": self.folder.name}
+
+
+class Collector:
+    """Collects the evidence of one run's machine; remembers which dumps are safe already."""
+
+    def __init__(self, machine: Machine, folder: Path, run_began: datetime, say: Say) -> None:
+        self._machine = machine
+        self._folder = folder
+        self._run_began = run_began
+        self._say = say
+        self._collected: set[str] = set()
+        self._crashes_before = 0
+        self._began = 0.0
+
+    def collect(self, cause: Literal["crash", "hang", "restart"]) -> Evidence:
+        """Runs the ladder; the machine is off afterwards, and its evidence is sealed.
+
+        Raises EvidenceError where a dump could not be brought to safety: then the machine's disk
+        layer was set aside instead, and the machine must not be started again. Whatever else goes
+        wrong, what was collected is recorded first.
+        """
+        machine = self._machine
+        boot = machine.boot
+        folder = self._folder / f"boot-{boot}-{cause}"
+        folder.mkdir(parents=True)
+        self._began = time.monotonic()
+        began = machine.signals.all()[-1].at.isoformat()
+        evidence = Evidence(boot, cause, folder, began)
+        try:
+            if cause == "hang":
+                self._make_it_dump(evidence)
+            self._wait_for_dump(evidence)
+            self._screenshot(evidence)
+            self._power_off(evidence)
+            self._console(evidence)
+            self._disk(evidence)
+        except BaseException as error:
+            # Also at Ctrl-C: what is there is written down before anything else happens.
+            evidence.rungs.append(Rung("interrupted", 0.0, f"{type(error).__name__}: {error}"))
+            self._keep_disk(evidence)
+            raise
+        finally:
+            self._write(evidence)
+        machine.seal(boot)
+        return evidence
+
+    @contextmanager
+    def _rung(self, evidence: Evidence, name: str) -> Iterator[Rung]:
+        """Times and records one rung; a backend's or a disk's failure is its result."""
+        rung = Rung(name)
+        evidence.rungs.append(rung)
+        began = time.monotonic()
+        try:
+            yield rung
+        except (BackendError, DiskError, DeadlineError) as error:
+            rung.result = f"failed: {error}"
+            self._say(f"{name}: {error}")
+        finally:
+            rung.seconds = round(time.monotonic() - began, 3)
+
+    def _make_it_dump(self, evidence: Evidence) -> None:
+        """Of a hung machine: an NMI, which Windows answers with a bug check; else the
+        hypervisor's own dump."""
+        machine, boot = self._machine, evidence.boot
+        contract = machine.contract
+        if "crash-by-nmi" in contract.capabilities and "nmi" in machine.features:
+            with self._rung(evidence, "NMI") as rung:
+                machine.nmi()
+                machine.signals.wait(
+                    "a bug check after the NMI",
+                    lambda: machine.crash_signalled(boot),
+                    contract.deadlines.dump_writing,
+                )
+                rung.result = "it answered with a bug check"
+                return
+        if "memory-dump" in machine.features:
+            with self._rung(evidence, "hypervisor dump") as rung:
+                windows = "hypervisor-windows-dump" in contract.capabilities
+                file = evidence.folder / ("hypervisor.dmp" if windows else "hypervisor.elf")
+                machine.dump_memory(file, "win-dmp" if windows else "elf")
+                rung.result = f"{file.name}, {file.stat().st_size} bytes"
+                digest = self._file(evidence, file)
+                status = DumpStatus.THIS_BOOT if windows else DumpStatus.NO_DUMP
+                evidence.dumps.append(
+                    CollectedDump(
+                        "hypervisor", status, "memory of the hung machine, taken from outside",
+                        file.name, file.stat().st_size, digest,
+                    )
+                )  # fmt: skip
+
+    def _wait_for_dump(self, evidence: Evidence) -> None:
+        """Until it is off by itself, or has written nothing for a while."""
+        machine, contract = self._machine, self._machine.contract
+        if evidence.cause == "hang" and not machine.crash_signalled(evidence.boot):
+            return  # nothing made it write one
+        quiet = contract.dump.quiet_seconds * contract.deadlines.slowdown
+        written, since = -1, time.monotonic()
+        ended: list[str] = []
+
+        def dump_ended() -> bool:
+            nonlocal written, since
+            off = machine.signals.of(
+                SignalKind.RESTART, SignalKind.POWER_OFF, SignalKind.PANICKED, boot=evidence.boot
+            )
+            if off or not machine.is_on():
+                ended.append(f"it stopped: {off[-1].detail or off[-1].kind}" if off else "it is off")
+                return True
+            now = machine.disk_bytes_written()
+            if now != written:
+                written, since = now, time.monotonic()
+                self._screenshot(evidence, quietly=True)
+            if time.monotonic() - since >= quiet:
+                ended.append(f"nothing was written to its disk for {quiet:g} s")
+                return True
+            return False
+
+        with self._rung(evidence, "wait for the dump") as rung:
+            self._say("Waiting until the machine has written its dump")
+            machine.signals.wait("the end of the dump", dump_ended, contract.deadlines.dump_writing)
+            rung.result = ended[-1]
+
+    def _screenshot(self, evidence: Evidence, *, quietly: bool = False) -> None:
+        """The last screen that could be seen; a machine that is off has none."""
+        if "screenshot" not in self._machine.features:
+            return
+        try:
+            picture = self._machine.screenshot()
+        except BackendError as error:
+            if not quietly and "screen.png" not in evidence.files:
+                evidence.rungs.append(Rung("screenshot", 0.0, f"failed: {error}"))
+            return
+        file = evidence.folder / "screen.png"
+        file.write_bytes(picture)
+        self._file(evidence, file)
+
+    def _power_off(self, evidence: Evidence) -> None:
+        with self._rung(evidence, "power off") as rung:
+            was_on = self._machine.is_on()
+            self._machine.power_off()
+            rung.result = "power cut" if was_on else "it was off already"
+
+    def _console(self, evidence: Evidence) -> None:
+        if "console-log" not in self._machine.features:
+            return
+        with self._rung(evidence, "console") as rung:
+            file = evidence.folder / "console.log"
+            file.write_bytes(self._machine.console_bytes())
+            self._file(evidence, file)
+            codes = stop_codes(self._machine.console_bytes(evidence.boot))
+            evidence.stop_code_on_console = codes[-1] if codes else None
+            told = f"; stop code 0x{codes[-1]:X}" if codes else ""
+            rung.result = f"{file.stat().st_size} bytes{told}"
+
+    def _disk(self, evidence: Evidence) -> None:
+        """Copies every dump that is not safe yet; says why where there is none of this boot."""
+        machine = self._machine
+        self._say("Looking for dumps on the powered-off disk")
+        boot = self._seen_boot(evidence)
+        try:
+            with machine.files() as files:
+                with self._rung(evidence, "look for dumps"):
+                    found = find_dumps(
+                        files,
+                        machine.contract,
+                        boot,
+                        run_began=self._run_began,
+                        collected=self._collected,
+                    )
+                for one in found:
+                    self._pull(evidence, files, one)
+        except DiskError as error:
+            evidence.rungs.append(Rung("disk", 0.0, f"failed: {error}"))
+            self._keep_disk(evidence)
+            evidence.no_dump = f"the disk cannot be read: {error}"
+            raise EvidenceError(f"{error}; its disk is kept: {evidence.kept_disk}", evidence) from error
+        crashes = len(machine.signals.of(*CRASH_KINDS))
+        evidence.crashes, self._crashes_before = crashes - self._crashes_before, crashes
+        fresh = {DumpStatus.THIS_BOOT, DumpStatus.EARLIER}
+        pulled = {one.fingerprint for one in evidence.dumps if one.file and one.status in fresh}
+        evidence.overwritten = max(evidence.crashes - max(len(pulled), 1), 0)
+        if evidence.dump is None:
+            said = "; ".join(one.detail for one in evidence.dumps) or "no place holds one"
+            evidence.no_dump = f"dumps are set to {machine.contract.dump.setting!r}; {said}"
+            self._say(f"No dump of this boot: {said}")
+
+    def _seen_boot(self, evidence: Evidence) -> SeenBoot:
+        signals = self._machine.signals
+        began = signals.of(SignalKind.POWER_ON, SignalKind.RESTORED, boot=evidence.boot)[0].at
+        down = signals.of(*CRASH_KINDS, boot=evidence.boot) or signals.of(
+            SignalKind.RESTART, SignalKind.POWER_OFF, boot=evidence.boot
+        )
+        offset = self._machine.clock_offset
+        if offset is None:
+            evidence.clock = "taken to be UTC: the guest never told its time"
+        else:
+            evidence.clock = f"the guest's is ahead of the host's by {offset.total_seconds():+.3f} s"
+        return SeenBoot(
+            evidence.boot, began, down[0].at, offset or timedelta(), evidence.stop_code_on_console
+        )
+
+    def _pull(self, evidence: Evidence, files: DiskFiles, found: FoundDump) -> None:
+        header = found.header
+        one = CollectedDump(
+            found.path, found.status, found.detail, None, found.size, "", found.fingerprint,
+            header.stop_code if header else None,
+            header.time.isoformat() if header and header.time else None,
+        )  # fmt: skip
+        evidence.dumps.append(one)
+        worth = {DumpStatus.THIS_BOOT, DumpStatus.EARLIER, DumpStatus.OTHER, DumpStatus.TRUNCATED}
+        if found.status not in worth or found.fingerprint in self._collected:
+            return
+        file = evidence.folder / PureWindowsPath(found.path).name
+        if file.suffix.lower() in {".sys", ".tmp"}:
+            file = file.with_name(file.name + ".dmp")
+        partial = file.with_name(file.name + ".partial")
+        with self._rung(evidence, f"copy {found.path}") as rung:
+            try:
+                self._check_space(found.size)
+                files.copy(found.path, partial, length=found.size)
+            except OSError as error:
+                rung.result = f"failed: {error}"
+                self._keep_disk(evidence)
+                raise EvidenceError(
+                    f"the dump in {found.path} could not be copied to {file.parent}: {error}; the"
+                    f" machine's disk is kept as {evidence.kept_disk}. Make room, then read the"
+                    " dump off it: lab salvage RUN",
+                    evidence,
+                ) from error
+            partial.rename(file)
+            one.file, one.sha256 = file.name, self._file(evidence, file)
+            rung.result = f"{file.name}, {found.size} bytes"
+            whole = check_dump(file)
+            if found.status is DumpStatus.THIS_BOOT and whole.state is not State.COMPLETE:
+                one.status, one.detail = DumpStatus.TRUNCATED, whole.words
+            self._collected.add(found.fingerprint)
+            self._say(f"{found.path}: {found.size / 1e6:.1f} MB, {one.status}")
+
+    def _check_space(self, size: int) -> None:
+        free = shutil.disk_usage(self._folder).free
+        if free < size + SPARE_BYTES:
+            raise OSError(f"{size} bytes wanted, and {free} are free on the evidence store")
+
+    def _keep_disk(self, evidence: Evidence) -> None:
+        """Sets the machine's own disk layer aside, on the same file system: takes no room."""
+        overlay = self._machine.overlay()
+        kept = evidence.folder / "disk.qcow2"
+        if overlay.exists() and not kept.exists():
+            os.link(overlay, kept)
+            evidence.kept_disk = kept.name
+
+    def _file(self, evidence: Evidence, file: Path) -> str:
+        """Flushes a file of the evidence to the store and notes its SHA-256."""
+        with file.open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+            os.fsync(opened.fileno())
+        evidence.files[file.name] = digest
+        return digest
+
+    def _write(self, evidence: Evidence) -> None:
+        """evidence.json and signals.json, whole or not at all."""
+        signals = [
+            {**asdict(one), "at": one.at.isoformat()} for one in self._machine.signals.all()
+        ]
+        write_json(evidence.folder / "signals.json", signals)
+        write_json(evidence.folder / "evidence.json", evidence.as_json())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file, flushed, in one step: a reader sees the old one or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, default=str)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

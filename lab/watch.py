@@ -1,0 +1,43 @@
+"""Signals in, one outcome out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from images.contract import Contract
+from lab.outcome import SEVERITY, LabError, Outcome
+from lab.signals import CRASH_KINDS, SignalKind, SignalLog
+
+
+def is_boot_loop(signals: SignalLog, contract: Contract) -> bool:
+    """Whether the last boots crashed in a row, the last one before its agent answered.
+
+    How many make a loop is the contract's (boot.loop_after_crashes). A boot that ended in an
+    announced restart ends a row.
+    """
+    heard = signals.all()
+    crashes = [s for s in heard if s.kind in CRASH_KINDS and s.boot == signals.boot]
+    agent = [s for s in heard if s.kind is SignalKind.AGENT_UP and s.boot == signals.boot]
+    if not crashes or (agent and agent[0].monotonic < crashes[0].monotonic):
+        return False
+    boot = signals.boot
+    crashed = {s.boot for s in heard if s.kind in CRASH_KINDS}
+    while boot in crashed:
+        boot -= 1
+    return signals.boot - boot >= contract.boot.loop_after_crashes
+
+
+def outcome_of(error: BaseException) -> Outcome:
+    """Whose fault an exception is: the lab's own say it; a failed assertion is the product's."""
+    if isinstance(error, LabError):
+        return error.outcome
+    if isinstance(error, AssertionError):
+        return Outcome.FAILED
+    if isinstance(error, OSError):
+        return Outcome.INFRASTRUCTURE
+    return Outcome.HARNESS
+
+
+def worst(outcomes: Sequence[Outcome]) -> Outcome:
+    """The one that stands for the run; a run in which nothing happened is the harness's fault."""
+    return max(outcomes, key=SEVERITY.index, default=Outcome.HARNESS)
