@@ -1,0 +1,330 @@
+"""lab.toml as typed settings, and the secrets it names.
+
+A wrong file is explained before anything starts: file, line, key, what was expected and what was
+found. Paths are relative to lab.toml. examples/lab.toml shows every table.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, RootModel, SecretStr
+
+from images.contract import CATALOG, CatalogEntry, ContractError, load_catalog
+from lab.outcome import LabError
+from lab.toml import Section, line_of, load_toml
+
+FILE_NAME = "lab.toml"
+ENVIRONMENT_VARIABLE = "LAB_TOML"
+"""Names the file where none is given and the current folder has no lab.toml."""
+SECRET_PREFIX = "LAB_SECRET_"  # noqa: S105 - the start of a variable's name
+OUTPUT = "OUTPUT.qcow2"
+"""Stands in a build command for the disk it makes."""
+BACKEND_FOLDERS = ("virtual", "physical")
+"""A backend is the file NAME.py in one of these folders of lab/."""
+
+
+class ConfigError(LabError):
+    """lab.toml or a file it names is wrong; the message has file, line, key and what is right."""
+
+
+def _is_name(name: str) -> str:
+    # It becomes part of file names and of the names a hypervisor shows.
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", name):
+        raise ValueError("expected a name of letters, digits, dots, dashes and underscores")
+    return name
+
+
+def _is_uri(uri: str) -> str:
+    if uri != "private" and not re.match(r"[a-z][a-z0-9+.-]*://", uri):
+        raise ValueError('expected "private" or a libvirt URI such as "qemu:///system"')
+    return uri
+
+
+Name = Annotated[str, AfterValidator(_is_name)]
+RelativePath = Annotated[str, Field(min_length=1)]
+
+
+class ImageSettings(Section):
+    """[images.NAME]: a known state. An image of images/catalog.toml needs no keys at all."""
+
+    contract: RelativePath | None = None
+    """Its contract.toml; the catalog's if not given."""
+    disk: RelativePath | None = None
+    """The base disk (qcow2 or raw), never written to."""
+    build: str | None = None
+    """Instead of disk: the command that makes it as OUTPUT.qcow2, run in lab.toml's folder."""
+    inputs: Annotated[list[RelativePath], Field(default_factory=list)]
+    """Files and folders the build reads: when they change, the image is built anew."""
+    nvram: RelativePath | None = None
+    """UEFI variables."""
+    tpm: RelativePath | None = None
+    """The folder with the TPM's state."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """What the disk must be."""
+
+
+class HostSettings(Section):
+    """[hosts.NAME]: where a hypervisor runs."""
+
+    uri: Annotated[str, AfterValidator(_is_uri)]
+    """`private` for daemons that the lab starts itself, or a libvirt URI."""
+
+
+class MachineSettings(Section):
+    """[machines.NAME]: one or several machines of a kind."""
+
+    backend: str
+    """The file in lab/virtual or lab/physical that drives it."""
+    host: str
+    """The NAME of a [hosts.NAME] table."""
+    count: Annotated[int, Field(ge=1, le=1000)] = 1
+    """How many; more than one are called NAME-1, NAME-2 ..."""
+    tags: Annotated[list[str], Field(default_factory=list)]
+    """What tests may ask for."""
+
+
+class LeaseSettings(Section):
+    """[leases]: how long a holder that is no longer heard of keeps its machine."""
+
+    expiry_seconds: Annotated[float, Field(ge=1)] = 30
+    """Seconds from the last heartbeat to the lease's end."""
+    margin_seconds: Annotated[float, Field(gt=0)] = 3
+    """A holder stops so long before the end, and the next one waits so long after it: longer than
+    any single action takes."""
+
+
+class Settings(Section):
+    """A whole lab.toml."""
+
+    schema_version: Annotated[Literal[1], Field(alias="schema")]
+    store: RelativePath = ".work/lab"
+    """The folder for runs, evidence, leases and built images."""
+    secrets: RelativePath | None = None
+    """A TOML file of NAME = "value" lines."""
+    images: Annotated[dict[Name, ImageSettings], Field(default_factory=dict)]
+    hosts: Annotated[dict[Name, HostSettings], Field(default_factory=dict)]
+    machines: Annotated[dict[Name, MachineSettings], Field(default_factory=dict)]
+    leases: LeaseSettings = LeaseSettings()
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """Where an image comes from: `disk`, or `build` run in `folder`; the other is None."""
+
+    name: str
+    contract: Path
+    disk: Path | None
+    build: str | None
+    folder: Path
+    inputs: tuple[Path, ...]
+    nvram: Path | None
+    tpm: Path | None
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One machine that can be leased."""
+
+    name: str
+    backend: str
+    host_name: str
+    host: HostSettings
+    tags: frozenset[str]
+
+
+class Config:
+    """A checked lab.toml: `settings` as they stand in the file, and what follows from them."""
+
+    def __init__(self, file: Path, settings: Settings) -> None:
+        self.file = file
+        self.settings = settings
+        self._folder = file.absolute().parent
+        problems = list(_inconsistencies(settings, self._folder))
+        if problems:
+            raise ConfigError("\n".join(f"{_where(file, key)}: {text}" for key, text in problems))
+        self.store = self._folder / Path(settings.store).expanduser()
+        self.leases = settings.leases
+        self._secrets_file = self._path(settings.secrets)
+        self._secrets = {} if self._secrets_file is None else _read_secrets(self._secrets_file)
+
+    def where(self, *key: str) -> str:
+        """The place of a key for messages: "lab.toml:12: images.win11.disk"."""
+        return _where(self.file, key)
+
+    def slots(self) -> dict[str, Slot]:
+        """Every machine by its slot's name: NAME, or NAME-1, NAME-2 ... where count is above 1."""
+        hosts = self.settings.hosts
+        return {
+            slot: Slot(slot, table.backend, table.host, hosts[table.host], frozenset(table.tags))
+            for name, table in self.settings.machines.items()
+            for slot in _slot_names(name, table.count)
+        }
+
+    def image(self, name: str) -> ImageSource:
+        """Where an image comes from. Raises ConfigError for a name lab.toml does not have."""
+        if name not in self.settings.images:
+            known = _nearest(name, self.settings.images)
+            raise ConfigError(f"{self.file}: there is no [images.{name}]{known}")
+        settings = self.settings.images[name]
+        contract, build = self._path(settings.contract), settings.build
+        folder = self._folder
+        if entry := _catalog().get(name):
+            contract = contract or CATALOG.parent / entry.contract
+            if build is None and settings.disk is None:
+                # The catalog's commands are written for the folder that images/ lies in.
+                build, folder = entry.build, CATALOG.parent.parent
+        assert contract is not None  # else it had been refused
+        return ImageSource(
+            name=name,
+            contract=contract,
+            disk=self._path(settings.disk),
+            build=build,
+            folder=folder,
+            inputs=tuple(self._folder / path for path in settings.inputs),
+            nvram=self._path(settings.nvram),
+            tpm=self._path(settings.tpm),
+            sha256=settings.sha256,
+        )
+
+    def secret(self, name: str) -> SecretStr:
+        """A secret: from the secrets file, or else the environment's LAB_SECRET_<NAME>.
+
+        Raises ConfigError naming both places if neither has it.
+        """
+        if name in self._secrets:
+            return self._secrets[name]
+        variable = SECRET_PREFIX + re.sub(r"[^A-Z0-9]", "_", name.upper())
+        if variable in os.environ:
+            return SecretStr(os.environ[variable])
+        file = self._secrets_file
+        place = f"{file} has no {name}" if file else f"{self.file} names no `secrets` file"
+        raise ConfigError(
+            f"secret {name!r} is missing: {place}, the environment has no {variable}; add it to one"
+        )
+
+    def _path(self, relative: str | None) -> Path | None:
+        return None if relative is None else self._folder / Path(relative).expanduser()
+
+
+def load_config(path: Path | None = None) -> Config:
+    """Reads and checks a lab.toml: `path`, or ./lab.toml, or the one that LAB_TOML names.
+
+    Raises ConfigError with one line for each thing that is wrong.
+    """
+    file = path or _find()
+    return Config(file, load_toml(file, Settings, ConfigError))
+
+
+def _find() -> Path:
+    here, named = Path(FILE_NAME), os.environ.get(ENVIRONMENT_VARIABLE)
+    if here.exists():
+        return here
+    if named:
+        return Path(named)
+    raise ConfigError(
+        f"there is no {FILE_NAME} in {Path.cwd()}, and {ENVIRONMENT_VARIABLE} names none; start "
+        "with a copy of examples/lab.toml"
+    )
+
+
+def _where(file: Path, key: tuple[str, ...]) -> str:
+    return f"{file}:{line_of(file.read_text(encoding='utf-8'), key)}: {'.'.join(key)}"
+
+
+def _nearest(wrong: str, known: Iterable[str]) -> str:
+    names = sorted(known)
+    if close := difflib.get_close_matches(wrong, names, n=1):
+        return f'; did you mean "{close[0]}"?'
+    return f"; expected one of {', '.join(names)}" if names else "; there are none at all"
+
+
+def _slot_names(machine: str, count: int) -> list[str]:
+    return [machine] if count == 1 else [f"{machine}-{n + 1}" for n in range(count)]
+
+
+def _inconsistencies(settings: Settings, folder: Path) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What is wrong although each key is right in itself: (key, text)."""
+    leases = settings.leases
+    if leases.margin_seconds * 3 > leases.expiry_seconds:
+        yield (
+            ("leases",),
+            "expected margin_seconds of at most a third of expiry_seconds, or a holder has no time "
+            f"to act; found {leases.margin_seconds:g} and {leases.expiry_seconds:g}",
+        )
+    if settings.secrets is not None:
+        yield from _missing_file(("secrets",), folder / Path(settings.secrets).expanduser())
+    for name, image in settings.images.items():
+        yield from _image_problems(("images", name), image, folder)
+    yield from _machine_problems(settings)
+
+
+def _image_problems(
+    key: tuple[str, ...], image: ImageSettings, folder: Path
+) -> Iterator[tuple[tuple[str, ...], str]]:
+    catalog = _catalog()
+    in_catalog = key[-1] in catalog
+    if image.contract is not None:
+        yield from _missing_file((*key, "contract"), folder / Path(image.contract).expanduser())
+    elif not in_catalog:
+        yield key, f"expected a contract or a name of {CATALOG.name}{_nearest(key[-1], catalog)}"
+    if image.disk is not None and image.build is not None:
+        yield (*key, "build"), "expected disk or build; found both"
+    elif image.disk is None and image.build is None and not in_catalog:
+        yield key, "expected disk or build; found neither"
+    if image.build is not None and OUTPUT not in image.build:
+        yield (*key, "build"), f"expected a command that writes {OUTPUT}; found {image.build!r}"
+
+
+def _machine_problems(settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
+    owners: dict[str, str] = {}
+    for name, machine in settings.machines.items():
+        key = ("machines", name)
+        if machine.host not in settings.hosts:
+            known = _nearest(machine.host, settings.hosts)
+            yield (*key, "host"), f"there is no [hosts.{machine.host}]{known}"
+        if not _has_backend(machine.backend):
+            places = " or ".join(f"lab/{folder}" for folder in BACKEND_FOLDERS)
+            found = f"expected the name of a file in {places}; found {machine.backend!r}"
+            yield (*key, "backend"), found
+        for slot in _slot_names(name, machine.count):
+            if slot in owners:
+                yield key, f"machine {slot} is in [machines.{owners[slot]}] already"
+            owners[slot] = name
+
+
+def _missing_file(key: tuple[str, ...], path: Path) -> Iterator[tuple[tuple[str, ...], str]]:
+    if not path.is_file():
+        yield key, f"expected a file; there is none at {path}"
+
+
+def _has_backend(name: str) -> bool:
+    return name.isidentifier() and any(
+        importlib.util.find_spec(f"lab.{folder}")
+        and importlib.util.find_spec(f"lab.{folder}.{name}")
+        for folder in BACKEND_FOLDERS
+    )
+
+
+def _catalog() -> dict[str, CatalogEntry]:
+    try:
+        return load_catalog()
+    except ContractError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _read_secrets(file: Path) -> dict[str, SecretStr]:
+    # The model takes any value, so that no message about a wrong one can show it.
+    secrets = load_toml(file, RootModel[dict[str, Any]], ConfigError).root
+    for name, value in secrets.items():
+        if not isinstance(value, str):
+            raise ConfigError(f"{_where(file, (name,))}: expected text in quotes")
+    return {name: SecretStr(value) for name, value in secrets.items()}
