@@ -53,7 +53,7 @@ class Driver(Section):
 
 
 class CopiedFile(Section):
-    """[[files]]: copied into the guest before the install and the update steps."""
+    """[[files]]: copied into the guest before the install, update and roll_back steps."""
 
     source: Text
     """A file on this host, or a glob."""
@@ -65,7 +65,8 @@ class Step(Section):
     """[[install]], [[update]], [[roll_back]], [[uninstall]]: one step of several, in order.
 
     Either a program that is run, or files that are deleted and replaced on the powered-off disk
-    (an announced shutdown and boot).
+    (an announced shutdown and boot). update puts this version over an older one, roll_back puts it
+    back over a newer one.
     """
 
     run: list[Text] = Field([])

@@ -129,10 +129,13 @@ class SignalLog:
         """The signals of some kinds, of one boot or of all."""
         return [s for s in self.all() if s.kind in kinds and boot in (None, s.boot)]
 
-    def announce_restart(self) -> None:
-        """The next restart or power-off of this boot is expected and raises nothing."""
+    def announce_restart(self, *, expected: bool = True) -> None:
+        """The next restart or power-off of this boot is expected and raises nothing.
+
+        expected=False takes that back, where something might have restarted and did not.
+        """
         with self._changed:
-            self._announced = True
+            self._announced = expected
 
     def raise_if_down(self, boot: int) -> None:
         """Raises MachineCrashed, MachineRestarted or MachineLost if `boot` has ended or crashed."""
