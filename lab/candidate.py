@@ -22,7 +22,7 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from images.contract import GuestPath, Seconds
 from lab.outcome import LabError
-from lab.toml import Section, line_of, load_toml
+from lab.toml import Section, dotted, line_of, load_toml
 
 SECRET = re.compile(r"\$\{secret:([^}]*)\}")
 """How a step's argument names a secret: ${secret:NAME}."""
@@ -308,7 +308,7 @@ def load_candidate(path: Path) -> Candidate:
     candidate._file = path.absolute()
     text = path.read_text(encoding="utf-8")
     problems = [
-        f"{path}:{line_of(text, key)}: {'.'.join(map(str, key))}: {wrong}"
+        f"{path}:{line_of(text, key)}: {dotted(key)}: {wrong}"
         for key, wrong in candidate._problems()
     ]
     if problems:

@@ -79,7 +79,7 @@ def _in_words(
     elif present and not isinstance(problem["input"], dict):
         said += f" (found {problem['input']!r})"
     where = f"{path}:{line_of(text, present)}"
-    return f"{where}: {_dotted(key)}: {said}" if key else f"{where}: {said}"
+    return f"{where}: {dotted(key)}: {said}" if key else f"{where}: {said}"
 
 
 def _present(data: object, place: Sequence[str | int]) -> list[str | int]:
@@ -94,7 +94,8 @@ def _present(data: object, place: Sequence[str | int]) -> list[str | int]:
     return found
 
 
-def _dotted(key: Sequence[str | int]) -> str:
+def dotted(key: Sequence[str | int]) -> str:
+    """A key for a person: "install[2].run"; places in arrays count from 1."""
     text = "".join(f"[{part + 1}]" if isinstance(part, int) else f".{part}" for part in key)
     return text.removeprefix(".")
 

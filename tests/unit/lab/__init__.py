@@ -1,0 +1,1 @@
+"""The harness, a part at a time."""
