@@ -1,0 +1,165 @@
+"""Where the registers at the fault are, for each family of bug checks.
+
+The header's own exception record is never used: it always shows a breakpoint in KeBugCheckEx. Rules
+as measured on real dumps and documented by Microsoft; each is a function found by the name of its
+family in table.toml.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from crashdump_analysis.debugger_data import DebuggerData
+from crashdump_analysis.memory import Memory
+from crashdump_analysis.registers import (
+    CONTEXT_RIP,
+    TRAP_FRAME_RIP,
+    Registers,
+    read_context,
+    read_trap_frame,
+)
+from crashdump_analysis.stack import Frame
+
+_SCAN: Final = 0x6000  # bytes: a kernel stack
+
+
+@dataclass(frozen=True)
+class Crash:
+    """What a rule may look at.
+
+    parameters: as the dump's header has them. registers: those of the header, taken at the entry
+    of KeBugCheckEx. stack: from there outwards.
+    """
+
+    code: int
+    parameters: Sequence[int]
+    memory: Memory
+    registers: Registers
+    stack: Sequence[Frame]
+    debugger_data: DebuggerData | None
+
+    def raw_parameter(self, number: int) -> int | None:
+        """A parameter as KeBugCheckEx was called with it, from its home space on the stack.
+
+        None where the home space does not hold this bug check, as in dumps of other origin.
+        """
+        stored = self.memory.read(self.registers.rsp + 8, 0x28)
+        if stored is None:
+            return None
+        values = struct.unpack("<5Q", stored)
+        # 0x0A becomes 0xD1 late, when a driver is found to be at fault.
+        return values[number] if values[0] & 0xFFFF_FFFF in (self.code, 0x0A) else None
+
+
+@dataclass(frozen=True)
+class Fault:
+    """The registers at the fault, and in words how they were found."""
+
+    registers: Registers
+    source: str
+
+
+Rule = Callable[[Crash], Fault | None]
+
+
+def trap_frame_third(crash: Crash) -> Fault | None:
+    """0x50, 0x8E, 0xBE, 0xFC: the raw third parameter is the address of the KTRAP_FRAME."""
+    return _trap_frame(crash, crash.raw_parameter(3), "raw parameter 3")
+
+
+def trap_frame_second(crash: Crash) -> Fault | None:
+    """0x139: parameter 2 is the address of the KTRAP_FRAME."""
+    return _trap_frame(crash, crash.parameters[1], "parameter 2")
+
+
+def context_third(crash: Crash) -> Fault | None:
+    """0x3B: parameter 3 is the address of a CONTEXT record."""
+    return _context(crash, crash.parameters[2], "parameter 3")
+
+
+def context_fourth(crash: Crash) -> Fault | None:
+    """0x7E: parameter 4 is the address of a CONTEXT record."""
+    return _context(crash, crash.parameters[3], "parameter 4")
+
+
+def context_on_the_stack(crash: Crash) -> Fault | None:
+    """0x1E: somewhere on the stack is a CONTEXT record whose rip is parameter 2."""
+    for place in _words(crash, crash.parameters[1]):
+        address = place - CONTEXT_RIP
+        registers = read_context(crash.memory, address)
+        if registers:
+            return Fault(registers, f"CONTEXT record found on the stack at {address:x}")
+    return _trap_frame_on_the_stack(crash, crash.parameters[1])
+
+
+def interrupt_level(crash: Crash) -> Fault | None:
+    """0x0A, 0xC5, 0xD1: the trap frame on the stack whose rip is parameter 4."""
+    return _trap_frame_on_the_stack(crash, crash.parameters[3])
+
+
+def first_interrupt(crash: Crash) -> Fault | None:
+    """0x7F, 0x133: what the first interrupt or trap on the stack interrupted."""
+    for frame in crash.stack[1:]:
+        if frame.trapped:
+            return Fault(frame.registers, "the first interrupt on the stack")
+    return None
+
+
+def processor(crash: Crash) -> Fault | None:
+    """0x161: the registers that whoever made the dump left in the first processor's KPRCB."""
+    address = crash.debugger_data.processor_context(0) if crash.debugger_data else None
+    return _context(crash, address, "the KPRCB of processor 0")
+
+
+RULES: Final[dict[str, Rule]] = {
+    rule.__name__.replace("_", "-"): rule
+    for rule in (
+        trap_frame_third,
+        trap_frame_second,
+        context_third,
+        context_fourth,
+        context_on_the_stack,
+        interrupt_level,
+        first_interrupt,
+        processor,
+    )
+}
+
+
+def find_fault(family: str, crash: Crash) -> Fault | None:
+    """The fault's registers by a family's rule; None where the family has none or it fails."""
+    rule = RULES.get(family)
+    return rule(crash) if rule else None
+
+
+def _trap_frame(crash: Crash, address: int | None, source: str) -> Fault | None:
+    registers = read_trap_frame(crash.memory, address) if address else None
+    return Fault(registers, f"trap frame at {address:x} ({source})") if registers else None
+
+
+def _context(crash: Crash, address: int | None, source: str) -> Fault | None:
+    registers = read_context(crash.memory, address) if address else None
+    return Fault(registers, f"CONTEXT record at {address:x} ({source})") if registers else None
+
+
+def _trap_frame_on_the_stack(crash: Crash, instruction: int) -> Fault | None:
+    for place in _words(crash, instruction):
+        found = _trap_frame(crash, place - TRAP_FRAME_RIP, "found on the stack by its rip")
+        if found:
+            return found
+    return None
+
+
+def _words(crash: Crash, value: int) -> list[int]:
+    """Where on the stack a value lies at an aligned address."""
+    start = crash.registers.rsp & ~7
+    stack = crash.memory.read_some(start, _SCAN)
+    wanted, places, at = struct.pack("<Q", value), [], stack.find(struct.pack("<Q", value))
+    while at >= 0 and value:
+        if at % 8 == 0:
+            places.append(start + at)
+        at = stack.find(wanted, at + 1)
+    return places

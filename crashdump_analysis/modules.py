@@ -1,0 +1,131 @@
+"""The kernel's list of loaded images, PsLoadedModuleList.
+
+A circle of KLDR_DATA_TABLE_ENTRY; the offsets are those of 64-bit Windows since Vista, as published
+in loader structures and seen in triage dumps. The list is hostile input: it may loop, break off, or
+name what it likes.
+"""
+
+from __future__ import annotations
+
+import bisect
+import ntpath
+import re
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from crashdump_analysis.addresses import KERNEL_SPACE, PAGE_SIZE
+from crashdump_analysis.memory import Memory
+
+MAX_MODULES: Final = 2000
+_MAX_IMAGE = 1 << 30  # bytes
+_MAX_NAME = 1024  # bytes
+_ENTRY_SIZE = 0x80
+
+
+@dataclass(frozen=True)
+class Module:
+    """A loaded image. Address and size in bytes; checksum as in its PE header.
+
+    `name` is what a debugger calls it ("nt", "sensor"), `image` its file name, `path` where it was
+    loaded from.
+    """
+
+    name: str
+    image: str
+    path: str
+    base: int
+    size: int
+    entry_point: int
+    checksum: int
+
+    def __contains__(self, address: int) -> bool:
+        return self.base <= address < self.base + self.size
+
+
+class Modules:
+    """The loaded images in load order, and which of them an address lies in."""
+
+    def __init__(self, modules: Iterable[Module] = ()) -> None:
+        self._in_load_order = tuple(modules)
+        self._by_base = sorted(self._in_load_order, key=lambda module: module.base)
+        self._bases = [module.base for module in self._by_base]
+
+    def __iter__(self) -> Iterator[Module]:
+        return iter(self._in_load_order)
+
+    def __len__(self) -> int:
+        return len(self._in_load_order)
+
+    def at(self, address: int) -> Module | None:
+        """The module an address lies in."""
+        number = bisect.bisect_right(self._bases, address) - 1
+        if number >= 0 and address in self._by_base[number]:
+            return self._by_base[number]
+        return None
+
+    def named(self, name: str) -> Module | None:
+        """The first module of that name, in any case."""
+        wanted = name.lower()
+        return next((one for one in self if one.name.lower() == wanted), None)
+
+
+def loaded_modules(
+    memory: Memory, list_head: int, kernel_base: int | None = None
+) -> tuple[Modules, list[str]]:
+    """Walks the list; gives the modules and, in words, what was wrong with it.
+
+    list_head: address of PsLoadedModuleList. kernel_base: where the kernel lies, which is then
+    called "nt"; without it the first entry is.
+    """
+    modules: list[Module] = []
+    warnings: list[str] = []
+    seen = {list_head}
+    entry = memory.u64(list_head)
+    if entry is None:
+        return Modules(), [f"the list of modules at {list_head:x} is not in the dump"]
+    while entry != list_head:
+        data = memory.read(entry, _ENTRY_SIZE)
+        if entry in seen:
+            warnings.append(f"the list of modules runs in a circle at {entry:x}")
+        elif len(seen) > MAX_MODULES:
+            warnings.append(f"more than {MAX_MODULES} modules; the rest is left out")
+        elif data is None:
+            warnings.append(f"the list of modules breaks off: {entry:x} is not in the dump")
+        if entry in seen or len(seen) > MAX_MODULES or data is None:
+            break
+        seen.add(entry)
+        module = _module(memory, data, kernel_base, first=not modules)
+        if module is None:
+            warnings.append(f"the module entry at {entry:x} describes no image")
+        else:
+            modules.append(module)
+        (entry,) = struct.unpack_from("<Q", data)
+    return Modules(modules), warnings
+
+
+def _module(memory: Memory, entry: bytes, kernel_base: int | None, *, first: bool) -> Module | None:
+    base, entry_point, size = struct.unpack_from("<QQI", entry, 0x30)
+    if not (base >= KERNEL_SPACE and base % PAGE_SIZE == 0 and 0 < size <= _MAX_IMAGE):
+        return None
+    path = _unicode(memory, *struct.unpack_from("<H6xQ", entry, 0x48))
+    image = _unicode(memory, *struct.unpack_from("<H6xQ", entry, 0x58)) or ntpath.basename(path)
+    (checksum,) = struct.unpack_from("<I", entry, 0x78)
+    name = module_name(image) or f"image_{base:x}"
+    if base == kernel_base or (kernel_base is None and first):
+        name = "nt"
+    return Module(name, image or name, path, base, size, entry_point, checksum)
+
+
+def module_name(image: str) -> str:
+    """What a debugger calls an image file: without extension and without odd characters."""
+    return re.sub(r"[^0-9A-Za-z_$@?]", "_", ntpath.splitext(ntpath.basename(image))[0])
+
+
+def _unicode(memory: Memory, size: int, address: int) -> str:
+    data = memory.read(address, size) if 0 < size <= _MAX_NAME else None
+    if data is None:
+        return ""
+    text = data.decode("utf-16-le", "replace")
+    return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)

@@ -1,0 +1,181 @@
+"""The report of a triage, as data: the same from every engine (report.schema.json)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from crashdump_analysis.report_text import as_text
+
+SCHEMA: Final = Path(__file__).with_name("report.schema.json")
+SCHEMA_VERSION: Final = 1
+
+Confidence = Literal["high", "medium", "low", "none"]
+
+
+@dataclass(frozen=True)
+class DumpInfo:
+    """The file: its type, its size and the size it should have in bytes.
+
+    time: of the crash by the machine's clock, UTC. uptime: seconds since the machine's start.
+    """
+
+    path: str
+    type: int
+    type_name: str
+    size: int
+    required_size: int
+    time: datetime | None
+    uptime: float | None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The crashed machine. `build` is the Windows build's number, `build_lab` its text."""
+
+    architecture: str
+    processors: int
+    build: int
+    build_lab: str
+
+
+@dataclass(frozen=True)
+class BugCheckParameter:
+    """A parameter of the bug check, and what it and its value mean."""
+
+    value: int
+    name: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class BugCheck:
+    """The stop code (without bit 28; `raw_code` is as in the dump), in words, and parameters."""
+
+    code: int
+    raw_code: int
+    name: str
+    meaning: str
+    parameters: tuple[BugCheckParameter, ...]
+
+
+@dataclass(frozen=True)
+class LoadedModule:
+    """A loaded image: address and size in bytes; PE timestamp and checksum.
+
+    The timestamp is None where the image's header is not in the dump.
+    pdb: GUID and age of the PDB that belongs to it, as in a symbol store; symbols: the file used.
+    """
+
+    name: str
+    image: str
+    path: str
+    base: int
+    size: int
+    timestamp: int | None
+    checksum: int
+    pdb: str | None
+    symbols: str | None
+
+
+@dataclass(frozen=True)
+class StackFrame:
+    """A frame, innermost first.
+
+    offset: in bytes from the function's start, or from the module's base where no function is
+    known; an inline frame has none. instruction: a return address, or where `trapped` the
+    instruction that was interrupted or faulted. stack_pointer: in this frame.
+    inline: the function was put into the next frame's, and shares its addresses. guess: found by
+    looking for return addresses, because no unwind data led here.
+    """
+
+    module: str | None
+    function: str | None
+    file: str | None
+    line: int | None
+    offset: int | None
+    instruction: int
+    stack_pointer: int
+    inline: bool
+    trapped: bool
+    guess: bool
+
+
+@dataclass(frozen=True)
+class Context:
+    """Registers by name, and where they were found.
+
+    At the fault where the bug check has one, else at KeBugCheckEx. instruction: address of the
+    faulting instruction, None without a fault; module and offset say where that is; frame: the
+    index in the stack of the frame it belongs to.
+    """
+
+    source: str
+    registers: dict[str, int]
+    instruction: int | None
+    module: str | None
+    offset: int | None
+    frame: int
+
+
+@dataclass(frozen=True)
+class Culprit:
+    """Who is to blame, why, and how sure that is.
+
+    Without a culprit `module` is None and the confidence "none"; `reason` says why.
+    """
+
+    module: str | None
+    function: str | None
+    file: str | None
+    line: int | None
+    reason: str
+    confidence: Confidence
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Which crashes this one belongs with.
+
+    id and hash: FAILURE_BUCKET_ID and FAILURE_ID_HASH as WinDbg has them. family: the same for one
+    bug across builds, inlining, offsets and bug checks. frames: what the family is made of.
+    """
+
+    id: str
+    hash: str
+    family: str
+    frames: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a triage found. Addresses are virtual; numbers are integers."""
+
+    engine: str
+    dump: DumpInfo
+    machine: Machine
+    bug_check: BugCheck
+    culprit: Culprit
+    bucket: Bucket
+    context: Context
+    stack: tuple[StackFrame, ...]
+    modules: tuple[LoadedModule, ...]
+    warnings: tuple[str, ...]
+    schema: int = SCHEMA_VERSION
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as report.schema.json describes it."""
+        data = asdict(self)
+        data["dump"]["time"] = self.dump.time.isoformat() if self.dump.time else None
+        return data
+
+    def to_json(self) -> str:
+        """The report as one JSON object, indented."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def to_text(self) -> str:
+        """The report in the order a kernel engineer reads."""
+        return as_text(self)

@@ -1,0 +1,130 @@
+"""A report as text, in the order a kernel engineer reads: what, who, where, how it came there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from crashdump_analysis.report import Report, StackFrame
+
+_REGISTERS = (
+    ("rax", "rbx", "rcx"),
+    ("rdx", "rsi", "rdi"),
+    ("rip", "rsp", "rbp"),
+    ("r8", "r9", "r10"),
+    ("r11", "r12", "r13"),
+    ("r14", "r15", "efl"),
+)
+
+
+def as_text(report: Report) -> str:
+    """The whole report, lines of text."""
+    return "\n".join(
+        (
+            *_bug_check(report),
+            *_culprit(report),
+            *_context(report),
+            *_stack(report),
+            *_modules(report),
+            *_about(report),
+        )
+    )
+
+
+def _bug_check(report: Report) -> Iterator[str]:
+    bug_check = report.bug_check
+    yield f"{bug_check.name} (0x{bug_check.code:X})"
+    yield f"  {bug_check.meaning}"
+    width = max((len(one.name) for one in bug_check.parameters), default=0)
+    for number, one in enumerate(bug_check.parameters, start=1):
+        yield f"  {number} {one.name:{width}}  {one.value:016x}  {one.meaning}"
+    yield ""
+
+
+def _culprit(report: Report) -> Iterator[str]:
+    culprit, bucket = report.culprit, report.bucket
+    if culprit.module is None:
+        yield f"CULPRIT  none: {culprit.reason}"
+    else:
+        name = f"{culprit.module}!{culprit.function}" if culprit.function else culprit.module
+        where = f" [{culprit.file} @ {culprit.line}]" if culprit.file else ""
+        yield f"CULPRIT  {name}{where}"
+        yield f"         {culprit.reason} (confidence: {culprit.confidence})"
+    yield f"BUCKET   {bucket.id}"
+    yield f"         {bucket.hash}"
+    yield f"FAMILY   {bucket.family}"
+    yield ""
+
+
+def _context(report: Report) -> Iterator[str]:
+    context = report.context
+    yield f"REGISTERS  {context.source}"
+    for row in _REGISTERS:
+        known = [
+            f"{name:>3}={context.registers[name]:016x}" for name in row if name in context.registers
+        ]
+        if known:
+            yield "  " + " ".join(known)
+    if context.instruction is not None:
+        where = f"{context.module}+0x{context.offset:x}" if context.module else "no module"
+        yield f"  faulting instruction {context.instruction:016x}  {where}"
+    yield ""
+
+
+def _stack(report: Report) -> Iterator[str]:
+    yield "STACK"
+    fault = report.context.frame if report.context.instruction is not None else None
+    for number, one in enumerate(report.stack):
+        mark = ">" if number == fault else " "
+        yield f"{mark}{number:3} {one.stack_pointer:016x} {one.instruction:016x} {_place(one)}"
+    yield ""
+
+
+def _place(frame: StackFrame) -> str:
+    offset = f"+0x{frame.offset:x}" if frame.offset is not None else ""
+    if frame.module is None:
+        text = "(no module)"
+    elif frame.function is None:
+        text = f"{frame.module}{offset}"
+    else:
+        text = f"{frame.module}!{frame.function}{offset}"
+    if frame.file:
+        text += f" [{frame.file} @ {frame.line}]"
+    notes = [
+        word
+        for word, true in (
+            ("inline", frame.inline),
+            ("trap", frame.trapped and not frame.inline),
+            ("guess", frame.guess),
+        )
+        if true
+    ]
+    return f"{text} ({', '.join(notes)})" if notes else text
+
+
+def _modules(report: Report) -> Iterator[str]:
+    yield "MODULES"
+    for one in report.modules:
+        timestamp = f"{one.timestamp:08x}" if one.timestamp is not None else "(no header)"
+        symbols = f"  {one.symbols}" if one.symbols else ""
+        yield (
+            f"  {one.base:016x} {one.base + one.size:016x} {one.name:16} {one.image} "
+            f"{timestamp}{symbols}"
+        )
+    yield ""
+
+
+def _about(report: Report) -> Iterator[str]:
+    dump, machine = report.dump, report.machine
+    yield f"DUMP     {dump.path}"
+    yield f"         type {dump.type} ({dump.type_name}), {dump.size} bytes"
+    time = dump.time.isoformat(timespec="seconds") if dump.time else "unknown"
+    uptime = timedelta(seconds=round(dump.uptime)) if dump.uptime is not None else "unknown"
+    yield f"         crashed {time}, up {uptime}"
+    lab = f" {machine.build_lab}" if machine.build_lab else ""
+    processors = f"{machine.processors} processor{'s' if machine.processors != 1 else ''}"
+    yield f"MACHINE  {machine.architecture}, {processors}, build {machine.build}{lab}"
+    for warning in report.warnings:
+        yield f"WARNING  {warning}"

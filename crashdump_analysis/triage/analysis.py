@@ -1,0 +1,239 @@
+"""From an open dump to a report: the portable engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+from crashdump_analysis.blame import blame, read_owners
+from crashdump_analysis.bucket import bucket
+from crashdump_analysis.bugchecks import Description, describe
+from crashdump_analysis.bugchecks.faults import Crash, Fault, find_fault
+from crashdump_analysis.debugger_data import read_debugger_data
+from crashdump_analysis.dump import Dump, open_dump
+from crashdump_analysis.image import PdbIdentity
+from crashdump_analysis.memory import Memory
+from crashdump_analysis.modules import Module, loaded_modules
+from crashdump_analysis.registers import from_context
+from crashdump_analysis.report import (
+    BugCheck,
+    BugCheckParameter,
+    Context,
+    DumpInfo,
+    LoadedModule,
+    Machine,
+    Report,
+    StackFrame,
+)
+from crashdump_analysis.stack import Frame, Images, walk
+from crashdump_analysis.symbols import SourceFrame, Symbols
+
+ENGINE = "portable"
+
+
+def triage(path: str | PathLike[str], symbols: Iterable[str | PathLike[str]] = ()) -> Report:
+    """Opens a kernel dump and reports on it.
+
+    symbols: folders with PDBs, flat or laid out as a symbol store. Raises DumpError where the file
+    is no dump that is supported, and OSError where it cannot be read; what is missing inside a dump
+    is a warning in the report.
+    """
+    with open_dump(path) as dump:
+        return _Analysis(dump, Symbols(map(Path, symbols))).report()
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """The stack to show, where on it the fault is, and its registers with their source."""
+
+    frames: Sequence[Frame]
+    fault: Fault | None
+    index: int
+
+
+class _Analysis:
+    """One dump on its way to a report."""
+
+    def __init__(self, dump: Dump, symbols: Symbols) -> None:
+        self.dump = dump
+        self.symbols = symbols
+        self.warnings: list[str] = []
+        header = dump.header
+        self.memory = Memory(dump.pages, header.directory_table_base)
+        if dump.size < dump.pages.required_size:
+            self.warnings.append(
+                f"the dump is cut: {dump.size} of {dump.pages.required_size} bytes are there"
+            )
+        self.debugger_data, problems = read_debugger_data(self.memory, header.debugger_data)
+        self.warnings += problems
+        kernel = self.debugger_data.kernel_base if self.debugger_data else None
+        self.modules, problems = loaded_modules(self.memory, header.ps_loaded_module_list, kernel)
+        self.warnings += problems
+        self.images = Images(self.memory, self.modules)
+        self.description: Description = describe(header.stop_code, header.parameters)
+
+    def report(self) -> Report:
+        """Everything that can be said of the dump."""
+        header, description = self.dump.header, self.description
+        walked = self._walk()
+        stack, starts = self._symbolize(walked)
+        start = starts[walked.index]
+        owners = read_owners()
+        culprit, frame = blame(
+            stack,
+            start,
+            owners,
+            no_culprit=description.no_culprit,
+            fault=walked.fault is not None,
+        )
+        module = self.modules.named(culprit.module) if culprit.module else None
+        image = self.images.of(module) if module else None
+        build = f"{image.timestamp:08X}{image.size:x}" if image else "unknown"
+        return Report(
+            ENGINE,
+            DumpInfo(
+                str(self.dump.path),
+                header.dump_type,
+                header.type_name,
+                self.dump.size,
+                self.dump.pages.required_size,
+                header.time,
+                header.uptime.total_seconds() if header.uptime is not None else None,
+            ),
+            Machine(
+                header.machine_name,
+                header.processors,
+                header.build,
+                self.debugger_data.build_lab if self.debugger_data else "",
+            ),
+            BugCheck(
+                header.stop_code,
+                header.bug_check_code,
+                description.name,
+                description.meaning,
+                tuple(
+                    BugCheckParameter(one.value, one.name, one.meaning)
+                    for one in description.parameters
+                ),
+            ),
+            culprit,
+            bucket(
+                header.stop_code,
+                header.parameters,
+                culprit=culprit,
+                stack=stack,
+                frame=frame,
+                owners=owners,
+                build=build,
+            ),
+            self._context(walked, start),
+            tuple(stack),
+            tuple(self._module(one) for one in self.modules),
+            tuple(dict.fromkeys((*self.warnings, *self.symbols.warnings))),
+        )
+
+    def _walk(self) -> _Walk:
+        """The stack from KeBugCheckEx, and the fault on it; or the stack from the fault."""
+        registers = from_context(self.dump.context)
+        frames, problems = walk(self.memory, self.images, registers)
+        header = self.dump.header
+        crash = Crash(
+            header.stop_code, header.parameters, self.memory, registers, frames, self.debugger_data
+        )
+        fault = find_fault(self.description.family, crash)
+        if fault is None:
+            if self.description.family:
+                self.warnings.append(
+                    f"the registers at the fault of a {self.description.name} were not found"
+                )
+            self.warnings += problems
+            return _Walk(frames, None, 0)
+        place = (fault.registers.rip, fault.registers.rsp)
+        for index, frame in enumerate(frames):
+            if (frame.registers.rip, frame.registers.rsp) == place and not frame.guess:
+                self.warnings += problems
+                # What the stack gave is more than a trap frame holds.
+                return _Walk(frames, Fault(frame.registers, fault.source), index)
+        frames, problems = walk(self.memory, self.images, fault.registers)
+        self.warnings += problems
+        self.warnings.append(
+            "the stack of the bug check does not lead to the fault; the stack shown begins there"
+        )
+        return _Walk(frames, fault, 0)
+
+    def _symbolize(self, walked: _Walk) -> tuple[list[StackFrame], list[int]]:
+        """Frames with names, inlined functions as frames of their own; and where each began."""
+        out: list[StackFrame] = []
+        starts = []
+        for number, frame in enumerate(walked.frames):
+            starts.append(len(out))
+            # The first frame is where the registers were taken: nothing interrupted KeBugCheckEx.
+            trapped = frame.trapped and (
+                number > 0 or (walked.fault is not None and not walked.index)
+            )
+            module = self.modules.at(frame.lookup_address)
+            functions = self._functions(module, frame.lookup_address) if module else []
+            out += [self._frame(frame, module, one, trapped) for one in functions or (None,)]
+        return out, starts
+
+    def _functions(self, module: Module, address: int) -> list[SourceFrame]:
+        identity = self._pdb(module)
+        return self.symbols.lookup(identity, address - module.base) if identity else []
+
+    def _pdb(self, module: Module) -> PdbIdentity | None:
+        image = self.images.of(module)
+        return image.pdb if image else None
+
+    def _frame(
+        self, frame: Frame, module: Module | None, function: SourceFrame | None, trapped: bool
+    ) -> StackFrame:
+        instruction = frame.registers.rip
+        offset = None
+        if module and function is None:
+            offset = instruction - module.base
+        elif module and function and not function.inline and function.start is not None:
+            offset = instruction - module.base - function.start
+        return StackFrame(
+            module.name if module else None,
+            function.function if function else None,
+            function.file if function else None,
+            function.line if function else None,
+            offset,
+            instruction,
+            frame.registers.rsp,
+            function.inline if function else False,
+            trapped,
+            frame.guess,
+        )
+
+    def _context(self, walked: _Walk, start: int) -> Context:
+        if walked.fault is None:
+            registers = from_context(self.dump.context).by_name()
+            return Context("the dump's header, at KeBugCheckEx", registers, None, None, None, 0)
+        instruction = walked.fault.registers.rip
+        module = self.modules.at(instruction)
+        return Context(
+            walked.fault.source,
+            walked.fault.registers.by_name(),
+            instruction,
+            module.name if module else None,
+            instruction - module.base if module else None,
+            start,
+        )
+
+    def _module(self, module: Module) -> LoadedModule:
+        identity, image = self._pdb(module), self.images.of(module)
+        symbols = self.symbols.used(identity) if identity else None
+        return LoadedModule(
+            module.name,
+            module.image,
+            module.path,
+            module.base,
+            module.size,
+            image.timestamp if image else None,
+            module.checksum,
+            str(identity) if identity else None,
+            str(symbols) if symbols else None,
+        )
