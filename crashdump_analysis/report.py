@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -168,8 +168,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as report.schema.json describes it."""
-        data = asdict(self)
-        data["dump"]["time"] = self.dump.time.isoformat() if self.dump.time else None
+        data: dict[str, Any] = _plain(self)
         return data
 
     def to_json(self) -> str:
@@ -179,3 +178,12 @@ class Report:
     def to_text(self) -> str:
         """The report in the order a kernel engineer reads."""
         return as_text(self)
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses, tuples and times as JSON has them."""
+    if is_dataclass(value):
+        return {one.name: _plain(getattr(value, one.name)) for one in fields(value)}
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    return value.isoformat() if isinstance(value, datetime) else value
