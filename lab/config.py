@@ -10,6 +10,7 @@ import difflib
 import importlib.util
 import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,8 @@ class ImageSettings(Section):
     """UEFI variables."""
     tpm: RelativePath | None = None
     """The folder with the TPM's state."""
+    symbols: Annotated[list[RelativePath], Field(default_factory=list)]
+    """Folders with the PDBs of the image's own kernel and drivers."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     """What the disk must be."""
 
@@ -127,6 +130,7 @@ class ImageSource:
     inputs: tuple[Path, ...]
     nvram: Path | None
     tpm: Path | None
+    symbols: tuple[Path, ...]
     sha256: str | None
 
 
@@ -151,7 +155,8 @@ class Config:
         problems = list(_inconsistencies(settings, self._folder))
         if problems:
             raise ConfigError("\n".join(f"{_where(file, key)}: {text}" for key, text in problems))
-        self.store = self._folder / Path(settings.store).expanduser()
+        self.store = self._at(settings.store)
+        self.images = settings.images
         self.leases = settings.leases
         self._secrets_file = self._path(settings.secrets)
         self._secrets = {} if self._secrets_file is None else _read_secrets(self._secrets_file)
@@ -189,9 +194,10 @@ class Config:
             disk=self._path(settings.disk),
             build=build,
             folder=folder,
-            inputs=tuple(self._folder / path for path in settings.inputs),
+            inputs=tuple(self._at(path) for path in settings.inputs),
             nvram=self._path(settings.nvram),
             tpm=self._path(settings.tpm),
+            symbols=tuple(self._at(path) for path in settings.symbols),
             sha256=settings.sha256,
         )
 
@@ -212,7 +218,10 @@ class Config:
         )
 
     def _path(self, relative: str | None) -> Path | None:
-        return None if relative is None else self._folder / Path(relative).expanduser()
+        return None if relative is None else self._at(relative)
+
+    def _at(self, relative: str) -> Path:
+        return _resolved(self._folder, relative)
 
 
 def load_config(path: Path | None = None) -> Config:
@@ -234,6 +243,10 @@ def _find() -> Path:
         f"there is no {FILE_NAME} in {Path.cwd()}, and {ENVIRONMENT_VARIABLE} names none; start "
         "with a copy of examples/lab.toml"
     )
+
+
+def _resolved(folder: Path, relative: str) -> Path:
+    return (folder / Path(relative).expanduser()).resolve()
 
 
 def _where(file: Path, key: tuple[str, ...]) -> str:
@@ -261,7 +274,7 @@ def _inconsistencies(settings: Settings, folder: Path) -> Iterator[tuple[tuple[s
             f"to act; found {leases.margin_seconds:g} and {leases.expiry_seconds:g}",
         )
     if settings.secrets is not None:
-        yield from _missing_file(("secrets",), folder / Path(settings.secrets).expanduser())
+        yield from _missing_file(("secrets",), _resolved(folder, settings.secrets))
     for name, image in settings.images.items():
         yield from _image_problems(("images", name), image, folder)
     yield from _machine_problems(settings)
@@ -273,15 +286,22 @@ def _image_problems(
     catalog = _catalog()
     in_catalog = key[-1] in catalog
     if image.contract is not None:
-        yield from _missing_file((*key, "contract"), folder / Path(image.contract).expanduser())
+        yield from _missing_file((*key, "contract"), _resolved(folder, image.contract))
     elif not in_catalog:
         yield key, f"expected a contract or a name of {CATALOG.name}{_nearest(key[-1], catalog)}"
     if image.disk is not None and image.build is not None:
         yield (*key, "build"), "expected disk or build; found both"
     elif image.disk is None and image.build is None and not in_catalog:
         yield key, "expected disk or build; found neither"
-    if image.build is not None and OUTPUT not in image.build:
-        yield (*key, "build"), f"expected a command that writes {OUTPUT}; found {image.build!r}"
+    if image.build is not None:
+        try:
+            words = shlex.split(image.build)
+        except ValueError as error:
+            yield (*key, "build"), f"expected a command; found {image.build!r}: {error}"
+        else:
+            if not any(OUTPUT in word for word in words[1:]):
+                found = f"expected a command that writes {OUTPUT}; found {image.build!r}"
+                yield (*key, "build"), found
 
 
 def _machine_problems(settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:

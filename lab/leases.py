@@ -24,7 +24,7 @@ import sqlalchemy as sa
 from lab.config import Config
 from lab.lease_database import LeaseDatabase, LeaseStoreError, requests, slots
 from lab.outcome import InfrastructureError, LabError
-from lab.processes import Process, boot_time
+from lab.processes import Process, boot_id, boot_time
 
 BUSY_SECONDS = 5.0
 """How long a transaction waits for another process's."""
@@ -48,37 +48,37 @@ class LeaseLost(InfrastructureError):  # noqa: N818 - a state, not a mistake
     """The holder may no longer touch the machine."""
 
 
-State = Literal["free", "held", "broken", "expired", "dead"]
+State = Literal["held", "broken", "expired", "dead"]
 """broken: taken away, and until its expiry perhaps still in use. expired: its holder was not heard
-of in time. dead: its holder's process ended without releasing it."""
+of in time. dead: its holder's process ended without giving it back. The last two are free."""
 
 
 @dataclass(frozen=True)
 class Holding:
-    """A machine, and who holds it; of a free one only slot, state and token mean anything.
-
-    token: that of the last grant, 0 if there was none. expires_at: None if of an earlier boot.
-    """
+    """A machine that was leased and not given back. Times are UTC by the host's clock now."""
 
     slot: str
     state: State
-    token: int = 0
-    holder: str = ""
-    purpose: str = ""
-    run_id: str = ""
-    acquired_at: datetime | None = None
-    expires_at: datetime | None = None
-    pid: int = 0
-    host: str = ""
-    broken: str = ""
+    token: int
+    holder: str
+    purpose: str
+    run_id: str
+    acquired_at: datetime
+    expires_at: datetime
+    pid: int
+    host: str
+    broken: str
+    """Why it was taken away; empty if it was not."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether the holder may still touch the machine."""
+        return self.state in {"held", "broken"}
 
     def __str__(self) -> str:
-        if self.state == "free":
-            return f"{self.slot} is free"
-        since = f"{self.acquired_at:%Y-%m-%d %H:%M:%S} UTC" if self.acquired_at else "?"
         return (
             f"{self.slot} is held by {self.holder} (process {self.pid} on {self.host}) for "
-            f"{self.purpose}, run {self.run_id}, since {since}"
+            f"{self.purpose}, run {self.run_id}, since {self.acquired_at:%Y-%m-%d %H:%M:%S} UTC"
             + ("" if self.state == "held" else f"; {self.state}")
             + (f": {self.broken}" if self.broken else "")
         )
@@ -204,28 +204,29 @@ class LeaseStore:
     ) -> Lease:
         """The first free machine of `candidates`; who asked first is served first.
 
-        wait: seconds. on_wait is called with the candidates' state when waiting begins and whenever
-        that changes. Raises UnknownSlotError at once, LeaseUnavailable when the time is over.
+        wait: seconds. on_wait is called with who holds the candidates, when waiting begins and
+        whenever that changes. Raises UnknownSlotError at once, LeaseUnavailable when the time is
+        over.
         """
         self._refuse_unknown(candidates)
         end = boot_time() + wait
         ticket = self._queue(candidates)
         purposes = {"holder": holder, "purpose": purpose, "run_id": run_id}
-        told: list[tuple[str, State, int]] = []
+        told: list[tuple[str, State, int]] | None = None
         pause = threading.Event()
         granted = None
         try:
             while True:
                 with self._database.transaction() as connection:
                     granted = self._grant(connection, ticket, candidates, purposes)
-                    holdings = self._holdings(connection)
+                    holdings = _holdings(connection)
                     quiet = self._database.quiet_seconds(connection)
                 if granted is not None:
                     slot, token, expires = granted
                     return Lease(self, slot, token, run_id, expires=expires)
                 holdings = [holding for holding in holdings if holding.slot in candidates]
                 if boot_time() >= end:
-                    raise LeaseUnavailable(_unavailable(holdings, wait, quiet))
+                    raise LeaseUnavailable(_unavailable(candidates, holdings, wait, quiet))
                 seen = [(holding.slot, holding.state, holding.token) for holding in holdings]
                 if on_wait is not None and seen != told:
                     on_wait(holdings)
@@ -236,9 +237,9 @@ class LeaseStore:
                 self._leave(ticket)
 
     def holdings(self) -> list[Holding]:
-        """Every machine of the lab, and any other that is still held, by name."""
+        """What was leased and not given back, by the machines' names."""
         with self._database.transaction() as connection:
-            return self._holdings(connection)
+            return _holdings(connection)
 
     def release(self, slot: str, token: int) -> None:
         """Gives a machine back, if the lease with this token still holds it."""
@@ -332,12 +333,7 @@ class LeaseStore:
         self, connection: sa.Connection, ticket: int, candidates: Sequence[str], now: float
     ) -> str | None:
         """The machine that this request may take now: those who asked before choose first."""
-        held = connection.execute(sa.select(slots).where(slots.c.held))
-        taken = {
-            row.slot
-            for row in held
-            if now < row.free_from and not Process.parse(row.process).is_dead()
-        }
+        taken = {holding.slot for holding in _holdings(connection) if holding.alive}
         for request in connection.execute(sa.select(requests).order_by(requests.c.ticket)).all():
             mine = requests.c.ticket == request.ticket
             if request.ticket == ticket:
@@ -351,11 +347,6 @@ class LeaseStore:
         raise LeaseStoreError(
             f"{self._database.path}: was replaced while a request was waiting; ask again"
         )
-
-    def _holdings(self, connection: sa.Connection) -> list[Holding]:
-        known = {row.slot: _holding(row) for row in connection.execute(sa.select(slots))}
-        shown = {*self._slots, *(slot for slot in known if known[slot].state != "free")}
-        return [known.get(slot, Holding(slot, "free")) for slot in sorted(shown)]
 
 
 def open_leases(config: Config) -> LeaseStore:
@@ -372,15 +363,20 @@ def _held(slot: str, token: int) -> tuple[sa.ColumnElement[bool], ...]:
     return slots.c.slot == slot, slots.c.token == token, slots.c.held
 
 
+def _holdings(connection: sa.Connection) -> list[Holding]:
+    rows = connection.execute(sa.select(slots).where(slots.c.held).order_by(slots.c.slot))
+    return [_holding(row) for row in rows]
+
+
 def _holding(row: sa.Row[Any]) -> Holding:
-    if not row.held:
-        return Holding(row.slot, "free", row.token)
     process, now = Process.parse(row.process), boot_time()
-    this_boot = process.boot == Process.this().boot
+    acquired_at, expires_at = row.acquired_at.replace(tzinfo=UTC), datetime.now(UTC)
+    if process.boot == boot_id():  # else its times are of another clock; it ended with its boot
+        expires_at += timedelta(seconds=row.expires - now)
     state: State = "held"
     if process.is_dead():
         state = "dead"
-    elif now >= row.expires:
+    elif now >= row.free_from:
         state = "expired"
     elif row.broken:
         state = "broken"
@@ -391,21 +387,23 @@ def _holding(row: sa.Row[Any]) -> Holding:
         holder=row.holder,
         purpose=row.purpose,
         run_id=row.run_id,
-        acquired_at=row.acquired_at.replace(tzinfo=UTC),
-        expires_at=datetime.now(UTC) + timedelta(seconds=row.expires - now) if this_boot else None,
+        acquired_at=acquired_at,
+        expires_at=expires_at,
         pid=process.pid,
         host=row.host,
         broken=row.broken or "",
     )
 
 
-def _unavailable(holdings: list[Holding], wait: float, quiet: float) -> str:
+def _unavailable(
+    candidates: Sequence[str], holdings: list[Holding], wait: float, quiet: float
+) -> str:
     lines = [f"no machine came free within {wait:g} s:", *(f"  {holding}" for holding in holdings)]
-    if any(holding.state == "free" for holding in holdings) and not quiet:
-        lines.append("  requests that came earlier are waiting, too")
     if quiet:
         lines.append(
-            f"  the lease database was removed and made anew: leases it does not know may be held "
+            "  the lease database was removed and made anew: leases it does not know may be held "
             f"for another {quiet:.0f} s"
         )
+    elif free := sorted(set(candidates) - {one.slot for one in holdings if one.alive}):
+        lines.append(f"  {', '.join(free)}: requests that came earlier are waiting for it")
     return "\n".join(lines)
