@@ -1,0 +1,75 @@
+"""What COM1 says, in one file that only grows, and when each part of it came.
+
+virtlogd writes the bytes and begins a new file when one is full (2 MiB unless told otherwise; the
+full one gets the suffix ".0"). Here they are put together again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO
+
+CHUNK = 1 << 20
+
+
+class ConsoleLog:
+    """Follows the file that virtlogd writes.
+
+    `path`: all bytes since the first power-on. `times`: JSON lines {"offset", "at"}: the bytes from
+    that offset on were first seen at that time of the host's clock (UTC, within WATCH_SECONDS).
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.written_by_libvirt = folder / "com1.log"
+        self.path = folder / "console.log"
+        self.times = folder / "console.times.jsonl"
+        self._lock = threading.Lock()
+        self._source: BinaryIO | None = None
+        self._size = 0
+        self.path.touch()
+
+    def follow(self) -> int:
+        """Takes over what is new; returns how many bytes that were. Any thread may call it."""
+        with self._lock:
+            new = self._take()
+            if self._source is not None and self._was_replaced(self._source):
+                new += self._take()  # written before it was replaced
+                self._source.close()
+                self._source = None
+                new += self._take()
+            return new
+
+    def _was_replaced(self, source: BinaryIO) -> bool:
+        try:
+            current = self.written_by_libvirt.stat()
+        except FileNotFoundError:
+            return False  # between the two steps of a replacement
+        return os.fstat(source.fileno()).st_ino != current.st_ino
+
+    def _take(self) -> int:
+        if self._source is None:
+            if not self.written_by_libvirt.exists():
+                return 0
+            self._source = self.written_by_libvirt.open("rb")
+        taken = 0
+        while data := self._source.read(CHUNK):
+            entry = {"offset": self._size, "at": datetime.now(UTC).isoformat()}
+            with self.times.open("a", encoding="ascii") as times:
+                times.write(json.dumps(entry) + "\n")
+            with self.path.open("ab") as log:
+                log.write(data)
+            self._size += len(data)
+            taken += len(data)
+        return taken
+
+    def close(self) -> None:
+        """Takes over the rest and lets the file go."""
+        self.follow()
+        with self._lock:
+            if self._source is not None:
+                self._source.close()
+                self._source = None

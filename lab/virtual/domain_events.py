@@ -1,0 +1,162 @@
+"""What libvirt and QEMU say of one machine, as signals.
+
+What counts as a boot where restarts are not held: a reset from outside, and a guest's own reset
+after a sign of life since the last one: its agent, a bug check, a byte on the console, or something
+read from the disk. Firmware answers a reset with one or two of its own before it boots; those
+count for nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import libvirt
+
+from lab.backend import BackendError
+from lab.signals import SignalKind, SignalLog
+
+EVENT_SECONDS = 60.0
+"""For libvirt's word that a machine is off, after it was switched off."""
+SOURCE = "libvirt"
+QEMU = "qemu"
+
+
+class DomainEvents:
+    """The Listener of one slot. Its methods are called in libvirt's event thread.
+
+    is_on: whether the domain runs; may block, and is asked after the connection was away only.
+    """
+
+    def __init__(self, signals: SignalLog, is_on: Callable[[], bool]) -> None:
+        self._signals = signals
+        self._is_on = is_on
+        self.off = threading.Event()
+        self.off.set()
+        self.alive = threading.Event()
+        """There was a sign of life since the last reset."""
+        self.holds = False
+        """A restart from inside leaves it off."""
+        self._ended_by = ""
+        self._asked = ""
+        self._reset_by_lab = False
+
+    # What the backend does
+
+    def begin(self, *, holds: bool) -> None:
+        """The backend is about to switch it on; it is off."""
+        self._ended_by = self._asked = ""
+        self._reset_by_lab = False
+        self.holds = holds
+        self.alive.clear()
+        self.off.clear()
+
+    def begun(self, kind: SignalKind) -> None:
+        """It has power and is about to run its first instruction."""
+        self._signals.add(kind, "lab")
+
+    def failed(self) -> None:
+        """It could not be switched on."""
+        self.off.set()
+
+    def ask(self, why: str) -> None:
+        """The backend is about to cut the power."""
+        self._asked = why
+
+    def ask_reset(self) -> None:
+        """The backend is about to press the reset button."""
+        self._reset_by_lab = True
+
+    def wait_until_off(self) -> None:
+        """Waits until libvirt has said that it is off; its signal is added then."""
+        if not self.off.wait(EVENT_SECONDS):
+            raise BackendError(f"libvirt did not say within {EVENT_SECONDS:g} s that it is off")
+
+    # What libvirt says
+
+    def lifecycle(self, event: int, detail: int) -> None:
+        """Only the end counts: QEMU's own events tell the rest."""
+        if event != libvirt.VIR_DOMAIN_EVENT_STOPPED or self.off.is_set():
+            return
+        if self._ended_by == "guest-reset":
+            kind, said = SignalKind.RESTART, self._ended_by
+        elif self._ended_by.startswith("guest-") or self._asked:
+            kind, said = SignalKind.POWER_OFF, self._ended_by or self._asked
+        elif detail in {
+            libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED,
+            libvirt.VIR_DOMAIN_EVENT_STOPPED_CRASHED,
+        }:
+            kind, said = SignalKind.LOST, "QEMU ended by itself; see libvirt's log of the domain"
+        else:
+            kind, said = SignalKind.POWER_OFF, "somebody else switched it off"
+        self._signals.add(kind, SOURCE, said)
+        self.off.set()
+
+    def agent_connected(self, connected: bool) -> None:
+        """libvirt says that the agent is not there at each start, too."""
+        if connected:
+            self.alive.set()
+            self._signals.add(SignalKind.AGENT_UP, SOURCE)
+        elif self.alive.is_set() and not self.off.is_set():
+            self._signals.add(SignalKind.AGENT_DOWN, SOURCE)
+
+    def monitor(self, event: str, details: dict[str, Any]) -> None:
+        """QEMU's events (qapi/run-state.json)."""
+        if event == "GUEST_CRASHLOADED":
+            self.alive.set()
+            self._signals.add(SignalKind.BUG_CHECK, QEMU, _crash(event, details))
+        elif event == "GUEST_PANICKED":
+            self.alive.set()
+            self._signals.add(SignalKind.PANICKED, QEMU, _crash(event, details))
+        elif event == "SHUTDOWN":
+            reason = str(details.get("reason", ""))
+            if reason.startswith("guest-") and not self._ended_by:
+                self._ended_by = reason
+        elif event == "RESET":
+            self._reset(from_inside=bool(details.get("guest")))
+
+    def _reset(self, *, from_inside: bool) -> None:
+        if from_inside and not self.alive.is_set():
+            return
+        self.alive.clear()
+        detail = "guest-reset" if from_inside else "lab" if self._reset_by_lab else "host-reset"
+        self._reset_by_lab = False
+        self._signals.add(SignalKind.RESTART, QEMU, detail)
+        self._signals.add(SignalKind.POWER_ON, QEMU, f"it boots again after {detail}")
+
+    # What the connection says
+
+    def connection_back(self) -> None:
+        """Nothing was heard for a while: was anything missed?"""
+        if self.off.is_set():
+            return
+        try:
+            runs = self._is_on()
+        except BackendError as error:
+            self.connection_lost(str(error))
+            return
+        if runs and self.holds:
+            self._signals.add(
+                SignalKind.RECONNECTED, SOURCE, "libvirt was away; the machine still runs"
+            )
+        elif runs:
+            self.connection_lost("libvirt was away, and the machine may have restarted meanwhile")
+        else:
+            self.connection_lost("libvirt was away, and the machine went off meanwhile")
+            self.off.set()
+
+    def connection_lost(self, reason: str) -> None:
+        """See Listener."""
+        if not self.off.is_set():
+            self._signals.add(SignalKind.LOST, SOURCE, reason)
+
+
+def _crash(event: str, details: dict[str, Any]) -> str:
+    """QEMU's word and, from a Hyper-V panic device, the bug check's five values."""
+    info = details.get("info")
+    if not isinstance(info, dict):
+        return event
+    arguments = [info[name] for name in sorted(info) if name.startswith("arg")]
+    values = " ".join(f"{one:#x}" if isinstance(one, int) else str(one) for one in arguments)
+    return f"{event} {info.get('type', '')} {values}".strip()
