@@ -158,8 +158,8 @@ class Config:
         self.store = self._at(settings.store)
         self.images = settings.images
         self.leases = settings.leases
-        self._secrets_file = self._path(settings.secrets)
-        self._secrets = {} if self._secrets_file is None else _read_secrets(self._secrets_file)
+        self.secrets_file = self._path(settings.secrets)
+        self._secrets = {} if self.secrets_file is None else _read_secrets(self.secrets_file)
 
     def where(self, *key: str) -> str:
         """The place of a key for messages: "lab.toml:12: images.win11.disk"."""
@@ -211,7 +211,7 @@ class Config:
         variable = SECRET_PREFIX + re.sub(r"[^A-Z0-9]", "_", name.upper())
         if variable in os.environ:
             return SecretStr(os.environ[variable])
-        file = self._secrets_file
+        file = self.secrets_file
         place = f"{file} has no {name}" if file else f"{self.file} names no `secrets` file"
         raise ConfigError(
             f"secret {name!r} is missing: {place}, the environment has no {variable}; add it to one"

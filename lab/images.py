@@ -155,7 +155,7 @@ class ImageStore:
             part: {"path": str(file.absolute()), "sha256": sha256_of(file, self._cache)}
             for part, file in parts.items()
         }
-        contract = image.contract.model_dump_json(by_alias=True).encode()
+        contract = image.contract.model_dump_json(by_alias=True, exclude_unset=True).encode()
         path = str(self._config.image(image.name).contract.absolute())
         return {**found, "contract": {"path": path, "sha256": hashlib.sha256(contract).hexdigest()}}
 
@@ -190,7 +190,7 @@ class ImageStore:
     def _built(self, source: ImageSource, say: Say) -> Path:
         disk = self.built_disk(source)
         lock = disk.with_suffix(".lock")
-        with _locked(lock, lambda: say(f"Waiting for another process to build {disk}")) as held:
+        with locked(lock, lambda: say(f"Waiting for another process to build {disk}")) as held:
             if not disk.exists():
                 say(f"Building image {source.name}: {source.build}")
                 _build(source, disk, held, say)
@@ -255,7 +255,7 @@ def _build(source: ImageSource, disk: Path, lock: int, say: Say) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path, waiting: Callable[[], None]) -> Iterator[int]:
+def locked(path: Path, waiting: Callable[[], None]) -> Iterator[int]:
     """Holds a file lock; it ends with the processes that have it, whatever ends them."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
