@@ -17,6 +17,9 @@ from lab.disks.blocks import BlockSource
 from lab.outcome import InfrastructureError
 from lab.signals import SignalLog
 
+OVERLAY = "disk.qcow2"
+"""The file in a run's folder that a machine writes its disk to."""
+
 Feature = Literal[
     "agent",  # guest_agent() speaks QEMU's agent protocol
     "console-log",
@@ -69,6 +72,8 @@ class Image:
     nvram: Path | None = None
     tpm: Path | None = None
     memory: Path | None = None
+    symbols: tuple[Path, ...] = ()
+    """Folders with the PDBs of the image's own kernel and drivers."""
 
 
 class Backend(ABC):
@@ -109,6 +114,10 @@ class Backend(ABC):
         """Whether it has power, whatever it does with it."""
 
     @abstractmethod
+    def hold_restart(self, hold: bool) -> None:
+        """Changes for the running machine what start() was told."""
+
+    @abstractmethod
     def press_power_button(self) -> None:
         """ACPI power button."""
 
@@ -122,8 +131,7 @@ class Backend(ABC):
 
     @abstractmethod
     def press_keys(self, keys: Sequence[str]) -> None:
-        """Presses keys at once, in this order, and lets them go. Names as in the contract's
-        crash_keys: "right-ctrl", "scroll-lock", "enter" ..."""
+        """Presses keys at once, in this order, and lets them go; named as in the contract."""
 
     @abstractmethod
     def screenshot(self) -> bytes:
@@ -179,6 +187,9 @@ class Backend(ABC):
 
 class BackendFactory(ABC):
     """Opens the slots of one [machines.*] table; lab/virtual/NAME.py has one called `Factory`."""
+
+    features: frozenset[Feature]
+    """What each of its machines has."""
 
     @abstractmethod
     def slot(self, name: str, signals: SignalLog) -> Backend:

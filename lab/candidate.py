@@ -29,6 +29,8 @@ SECRET = re.compile(r"\$\{secret:([^}]*)\}")
 Key = tuple[str | int, ...]
 """Where something stands in candidate.toml."""
 Text = Annotated[str, Field(min_length=1)]
+Activation = Literal["live", "next-boot"]
+"""When a sensor takes new content in: while it runs, or at its next start only."""
 MACHINES = {0x14C: "i386", 0x1C4: "ARM", 0x200: "IA-64", 0xAA64: "ARM64"}
 SUBSYSTEMS = {2: "a Windows program", 3: "a console program", 10: "an EFI program"}
 
@@ -133,12 +135,14 @@ class Content(Section):
     """Which names there are content: * and ? are wild."""
     files: Text
     """The default set on this host: a glob."""
-    activation: Literal["live", "next-boot"]
-    """Whether the running sensor takes new files in, or only its next start does."""
+    activation: Activation
     settle_seconds: Seconds
     """How long the machine is watched before new content counts as taken in; on a usual machine."""
     verify: list[Probe] = Field([])
     """Asked with the candidate's probes while new content settles."""
+    validator: list[Text] = Field([])
+    """The vendor's own check of a content file: a command on this host, in the folder of
+    candidate.toml, with the file's path after it. What it says is recorded, and stops nothing."""
 
 
 class Recovery(Section):

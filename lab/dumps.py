@@ -7,12 +7,14 @@ short, left over from an earlier crash, or be overwritten by the next one.
 
 from __future__ import annotations
 
+import errno
 import hashlib
-from collections.abc import Collection
+import shutil
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from pathlib import PureWindowsPath
+from pathlib import Path, PureWindowsPath
 
 from crashdump_analysis.dump.header import HEADER_SIZE, DumpHeader, read_header
 from crashdump_analysis.errors import DumpError
@@ -23,6 +25,8 @@ from lab.disks.files import DiskFiles
 CLOCK_TOLERANCE = timedelta(seconds=2)
 """A PC's clock counts whole seconds, and the crash is signalled a moment after its time is taken;
 times the contract's slowdown."""
+SPARE_BYTES = 64 << 20
+"""Left free on the evidence store beside a dump, for the record and the logs."""
 
 
 class DumpStatus(StrEnum):
@@ -97,6 +101,29 @@ def find_dumps(
     return sorted(settled, key=lambda one: one.status is not DumpStatus.THIS_BOOT)
 
 
+def copy_dump(
+    files: DiskFiles, found: FoundDump, folder: Path, progress: Callable[[int], None] | None = None
+) -> Path:
+    """Copies a dump off the disk; a copy that was not finished is named *.partial.
+
+    progress: told the bytes copied so far.
+
+    Raises OSError where the host has no room, DiskError where the disk cannot be read.
+    """
+    name = PureWindowsPath(found.path).name
+    if not name.lower().endswith(".dmp"):
+        name += ".dmp"
+    free = shutil.disk_usage(folder).free
+    if free < found.size + SPARE_BYTES:
+        raise OSError(
+            errno.ENOSPC, f"{found.size} bytes are wanted and {free} are free", str(folder)
+        )
+    partial = folder / f"{name}.partial"
+    # A bug check writes below the file system, which does not move the file's valid length.
+    files.copy(found.path, partial, length=found.size, past_valid_data=True, progress=progress)
+    return partial.rename(folder / name)
+
+
 def _places(files: DiskFiles, contract: Contract) -> list[str]:
     dump = contract.dump
     places = [dump.staged_in, dump.file]
@@ -121,7 +148,7 @@ def _look(
 ) -> FoundDump:
     try:
         size = files.stat(path).size
-        start = files.read(path, 0, min(size, HEADER_SIZE))
+        start = files.read(path, 0, min(size, HEADER_SIZE), past_valid_data=True)
     except FileNotFoundError:
         return FoundDump(path, DumpStatus.NO_DUMP, f"{path} is not there")
     except DiskError as error:

@@ -10,13 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any, Literal
 
 from crashdump_analysis.dump.check import State, check_dump
@@ -24,13 +23,13 @@ from lab.backend import BackendError
 from lab.console.stop_text import stop_codes
 from lab.disks.blocks import DiskError
 from lab.disks.files import DiskFiles
-from lab.dumps import DumpStatus, FoundDump, SeenBoot, find_dumps
+from lab.dumps import DumpStatus, FoundDump, SeenBoot, copy_dump, find_dumps
 from lab.machine import Machine
 from lab.outcome import InfrastructureError
-from lab.signals import CRASH_KINDS, DeadlineError, SignalKind
+from lab.signals import DeadlineError, SignalKind
 
-SPARE_BYTES = 64 << 20
-"""Left free on the evidence store beside a dump, for the record and the logs."""
+Cause = Literal["crash", "hang", "restart"]
+"""A bug check was signalled; it no longer answers; it went down by itself without either."""
 Say = Callable[[str], None]
 
 
@@ -84,7 +83,7 @@ class Evidence:
     """
 
     boot: int
-    cause: Literal["crash", "hang", "restart"]
+    cause: Cause
     folder: Path
     began: str
     clock: str = ""
@@ -120,7 +119,7 @@ class Collector:
         self._crashes_before = 0
         self._began = 0.0
 
-    def collect(self, cause: Literal["crash", "hang", "restart"]) -> Evidence:
+    def collect(self, cause: Cause) -> Evidence:
         """Runs the ladder; the machine is off afterwards, and its evidence is sealed.
 
         Raises EvidenceError where a dump could not be brought to safety: then the machine's disk
@@ -135,10 +134,10 @@ class Collector:
         began = machine.signals.all()[-1].at.isoformat()
         evidence = Evidence(boot, cause, folder, began)
         try:
+            self._screenshot(evidence)
             if cause == "hang":
                 self._make_it_dump(evidence)
             self._wait_for_dump(evidence)
-            self._screenshot(evidence)
             self._power_off(evidence)
             self._console(evidence)
             self._disk(evidence)
@@ -167,8 +166,7 @@ class Collector:
             rung.seconds = round(time.monotonic() - began, 3)
 
     def _make_it_dump(self, evidence: Evidence) -> None:
-        """Of a hung machine: an NMI, which Windows answers with a bug check; else the
-        hypervisor's own dump."""
+        """Of a hung machine: an NMI, which Windows answers with a bug check; else from outside."""
         machine, boot = self._machine, evidence.boot
         contract = machine.contract
         if "crash-by-nmi" in contract.capabilities and "nmi" in machine.features:
@@ -205,20 +203,32 @@ class Collector:
         written, since = -1, time.monotonic()
         ended: list[str] = []
 
-        def dump_ended() -> bool:
-            nonlocal written, since
+        def went_off() -> bool:
             off = machine.signals.of(
                 SignalKind.RESTART, SignalKind.POWER_OFF, SignalKind.PANICKED, boot=evidence.boot
             )
-            if off or not machine.is_on():
-                ended.append(f"it stopped: {off[-1].detail or off[-1].kind}" if off else "it is off")
+            if off:
+                ended.append(f"it stopped: {off[-1].detail or off[-1].kind}")
+            elif not machine.is_on():
+                ended.append("it is off")
+            return bool(ended)
+
+        def dump_ended() -> bool:
+            nonlocal written, since
+            if went_off():
                 return True
-            now = machine.disk_bytes_written()
+            try:
+                now = machine.disk_bytes_written()
+            except BackendError:
+                if went_off():  # in between
+                    return True
+                raise
             if now != written:
                 written, since = now, time.monotonic()
-                self._screenshot(evidence, quietly=True)
+                self._screenshot(evidence)
             if time.monotonic() - since >= quiet:
                 ended.append(f"nothing was written to its disk for {quiet:g} s")
+                self._screenshot(evidence)
                 return True
             return False
 
@@ -227,17 +237,19 @@ class Collector:
             machine.signals.wait("the end of the dump", dump_ended, contract.deadlines.dump_writing)
             rung.result = ended[-1]
 
-    def _screenshot(self, evidence: Evidence, *, quietly: bool = False) -> None:
-        """The last screen that could be seen; a machine that is off has none."""
+    def _screenshot(self, evidence: Evidence) -> None:
+        """The last screen that could be seen: the first try tells, later ones replace it."""
         if "screenshot" not in self._machine.features:
             return
+        file = evidence.folder / "screen.png"
         try:
             picture = self._machine.screenshot()
         except BackendError as error:
-            if not quietly and "screen.png" not in evidence.files:
+            if "screenshot" not in [rung.name for rung in evidence.rungs]:
                 evidence.rungs.append(Rung("screenshot", 0.0, f"failed: {error}"))
             return
-        file = evidence.folder / "screen.png"
+        if file.name not in evidence.files:
+            evidence.rungs.append(Rung("screenshot", 0.0, f"{len(picture)} bytes"))
         file.write_bytes(picture)
         self._file(evidence, file)
 
@@ -266,7 +278,8 @@ class Collector:
         boot = self._seen_boot(evidence)
         try:
             with machine.files() as files:
-                with self._rung(evidence, "look for dumps"):
+                with self._rung(evidence, "look for dumps") as rung:
+                    rung.result = "; ".join(files.warnings) or f"{files.filesystem}, clean"
                     found = find_dumps(
                         files,
                         machine.contract,
@@ -280,8 +293,10 @@ class Collector:
             evidence.rungs.append(Rung("disk", 0.0, f"failed: {error}"))
             self._keep_disk(evidence)
             evidence.no_dump = f"the disk cannot be read: {error}"
-            raise EvidenceError(f"{error}; its disk is kept: {evidence.kept_disk}", evidence) from error
-        crashes = len(machine.signals.of(*CRASH_KINDS))
+            raise EvidenceError(
+                f"{error}; its disk is kept: {evidence.kept_disk}", evidence
+            ) from error
+        crashes = len(machine.signals.crashes())
         evidence.crashes, self._crashes_before = crashes - self._crashes_before, crashes
         fresh = {DumpStatus.THIS_BOOT, DumpStatus.EARLIER}
         pulled = {one.fingerprint for one in evidence.dumps if one.file and one.status in fresh}
@@ -294,14 +309,16 @@ class Collector:
     def _seen_boot(self, evidence: Evidence) -> SeenBoot:
         signals = self._machine.signals
         began = signals.of(SignalKind.POWER_ON, SignalKind.RESTORED, boot=evidence.boot)[0].at
-        down = signals.of(*CRASH_KINDS, boot=evidence.boot) or signals.of(
+        down = signals.crashes(evidence.boot) or signals.of(
             SignalKind.RESTART, SignalKind.POWER_OFF, boot=evidence.boot
         )
         offset = self._machine.clock_offset
         if offset is None:
             evidence.clock = "taken to be UTC: the guest never told its time"
         else:
-            evidence.clock = f"the guest's is ahead of the host's by {offset.total_seconds():+.3f} s"
+            evidence.clock = (
+                f"the guest's is ahead of the host's by {offset.total_seconds():+.3f} s"
+            )
         return SeenBoot(
             evidence.boot, began, down[0].at, offset or timedelta(), evidence.stop_code_on_console
         )
@@ -317,24 +334,18 @@ class Collector:
         worth = {DumpStatus.THIS_BOOT, DumpStatus.EARLIER, DumpStatus.OTHER, DumpStatus.TRUNCATED}
         if found.status not in worth or found.fingerprint in self._collected:
             return
-        file = evidence.folder / PureWindowsPath(found.path).name
-        if file.suffix.lower() in {".sys", ".tmp"}:
-            file = file.with_name(file.name + ".dmp")
-        partial = file.with_name(file.name + ".partial")
         with self._rung(evidence, f"copy {found.path}") as rung:
             try:
-                self._check_space(found.size)
-                files.copy(found.path, partial, length=found.size)
+                file = copy_dump(files, found, evidence.folder, self._progress(found))
             except OSError as error:
                 rung.result = f"failed: {error}"
                 self._keep_disk(evidence)
                 raise EvidenceError(
-                    f"the dump in {found.path} could not be copied to {file.parent}: {error}; the"
+                    f"the dump in {found.path} could not be copied: {error}; the"
                     f" machine's disk is kept as {evidence.kept_disk}. Make room, then read the"
                     " dump off it: lab salvage RUN",
                     evidence,
                 ) from error
-            partial.rename(file)
             one.file, one.sha256 = file.name, self._file(evidence, file)
             rung.result = f"{file.name}, {found.size} bytes"
             whole = check_dump(file)
@@ -343,10 +354,17 @@ class Collector:
             self._collected.add(found.fingerprint)
             self._say(f"{found.path}: {found.size / 1e6:.1f} MB, {one.status}")
 
-    def _check_space(self, size: int) -> None:
-        free = shutil.disk_usage(self._folder).free
-        if free < size + SPARE_BYTES:
-            raise OSError(f"{size} bytes wanted, and {free} are free on the evidence store")
+    def _progress(self, found: FoundDump) -> Callable[[int], None]:
+        """Tells of a copy that takes longer than two seconds, every two seconds."""
+        told = time.monotonic()
+
+        def progress(done: int) -> None:
+            nonlocal told
+            if time.monotonic() - told >= 2 and done < found.size:
+                told = time.monotonic()
+                self._say(f"{found.path}: {done / 1e6:.0f} of {found.size / 1e6:.0f} MB")
+
+        return progress
 
     def _keep_disk(self, evidence: Evidence) -> None:
         """Sets the machine's own disk layer aside, on the same file system: takes no room."""
@@ -366,9 +384,7 @@ class Collector:
 
     def _write(self, evidence: Evidence) -> None:
         """evidence.json and signals.json, whole or not at all."""
-        signals = [
-            {**asdict(one), "at": one.at.isoformat()} for one in self._machine.signals.all()
-        ]
+        signals = [{**asdict(one), "at": one.at.isoformat()} for one in self._machine.signals.all()]
         write_json(evidence.folder / "signals.json", signals)
         write_json(evidence.folder / "evidence.json", evidence.as_json())
 

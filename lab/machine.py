@@ -1,4 +1,4 @@
-"""Machine: the one interface that tests, candidates and evidence see. Made by a lease, for a run."""
+"""Machine: the one interface that tests, steps and evidence see; a lease gives it out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lab.disks.edit import Edit, EditDone, edit
 from lab.disks.files import DiskFiles, open_files
 from lab.guest.base import Guest
 from lab.outcome import HungError, LabError
-from lab.signals import CRASH_KINDS, DeadlineError, SignalKind, SignalLog
+from lab.signals import DeadlineError, SignalKind, SignalLog
 
 if TYPE_CHECKING:
     from lab.leases import Lease
@@ -96,7 +96,7 @@ class Machine:
         def work() -> None:
             try:
                 future.set_result(function())
-            except BaseException as error:  # noqa: BLE001 - handed to the waiting thread
+            except BaseException as error:
                 future.set_exception(error)
 
         threading.Thread(target=work, name=f"{self.name}: {what}", daemon=True).start()
@@ -181,7 +181,7 @@ class Machine:
 
     def crash_signalled(self, boot: int | None = None) -> bool:
         """Whether a bug check was signalled, in one boot or in any."""
-        return bool(self.signals.of(*CRASH_KINDS, boot=boot))
+        return bool(self.signals.crashes(boot))
 
     def disk_bytes_written(self) -> int:
         """Bytes the machine wrote since power-on."""
@@ -191,6 +191,12 @@ class Machine:
         """A dump of memory taken by the hypervisor; no file of that name may be there."""
         self.require("memory-dump")
         self._call("memory dump", lambda: self._backend.dump_memory(destination, file_format))
+
+    def save_memory(self, destination: Path) -> None:
+        """Saves memory and devices to a file; off afterwards, and that is announced."""
+        self.require("save-restore")
+        self.signals.announce_restart()
+        self._call("save", lambda: self._backend.save_memory(destination))
 
     def read_memory(self, address: int, length: int) -> bytes:
         """Physical memory of the running guest."""
@@ -271,7 +277,7 @@ class Machine:
     @property
     def unsealed_boot(self) -> int | None:
         """The last boot that crashed and whose evidence is not sealed yet."""
-        crashed = [s.boot for s in self.signals.of(*CRASH_KINDS) if s.boot > self._sealed_boot]
+        crashed = [s.boot for s in self.signals.crashes() if s.boot > self._sealed_boot]
         return max(crashed, default=None)
 
     def seal(self, boot: int) -> None:
@@ -294,3 +300,11 @@ class Machine:
     def overlay(self) -> Path:
         """The file of the machine's own disk layer; for evidence that could not be collected."""
         return self._backend.disk_overlay()
+
+    def dispose(self, *, keep_disk: bool) -> None:
+        """Cuts the power and removes what the hypervisor and the run's folder hold of it.
+
+        keep_disk: the overlay stays; so it does, whatever is asked, while evidence is not sealed.
+        """
+        self.signals.announce_restart()
+        self._backend.dispose(keep_disk=keep_disk or self.unsealed_boot is not None)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lab.evidence import write_json
 from lab.outcome import LabError, Outcome
+from lab.watch import worst
 
 RECORD = "record.json"
 
@@ -89,6 +90,10 @@ class Record(_Part):
     outcomes: list[OutcomeRecord] = []
     outcome: Outcome | None = None
     verdict: str | None = None
+
+    def outcome_so_far(self) -> Outcome:
+        """The outcome that stands for the run, from what is noted."""
+        return worst([one.outcome for one in self.outcomes])
 
     def save(self, folder: Path) -> None:
         """Writes record.json in one step."""

@@ -40,6 +40,8 @@ class SignalKind(StrEnum):
     AGENT_DOWN = "agent-down"
     LOST = "lost"
     """The backend can no longer hear it: the hypervisor's daemon died, the connection broke."""
+    RECONNECTED = "reconnected"
+    """The backend did not hear it for a while; it ran on, and no restart can have been missed."""
 
 
 CRASH_KINDS = frozenset({SignalKind.BUG_CHECK, SignalKind.PANICKED})
@@ -128,6 +130,10 @@ class SignalLog:
     def of(self, *kinds: SignalKind, boot: int | None = None) -> list[Signal]:
         """The signals of some kinds, of one boot or of all."""
         return [s for s in self.all() if s.kind in kinds and boot in (None, s.boot)]
+
+    def crashes(self, boot: int | None = None) -> list[Signal]:
+        """Every bug check that was signalled, in one boot or in all."""
+        return self.of(*CRASH_KINDS, boot=boot)
 
     def announce_restart(self, *, expected: bool = True) -> None:
         """The next restart or power-off of this boot is expected and raises nothing.

@@ -15,7 +15,7 @@ from pathlib import PureWindowsPath
 from pydantic import SecretStr
 
 from lab.backend import AgentError, AgentSilent, AgentUnreachable
-from lab.candidate import SECRET, Candidate, Content, ContentSet, Probe, Step
+from lab.candidate import SECRET, Activation, Candidate, Content, ContentSet, Probe, Recovery, Step
 from lab.disks.edit import Delete, Edit, Replace
 from lab.guest.base import CommandResult, Guest
 from lab.machine import Machine
@@ -97,7 +97,7 @@ class Steps:
 
     # Content
 
-    def put_content(self, content: ContentSet) -> None:
+    def put_content(self, content: ContentSet, activation: Activation | None = None) -> None:
         """Puts content files into the guest, and watches them being taken in.
 
         The agent cannot rename, so each file is written in place, in the order of names: a sensor
@@ -109,9 +109,9 @@ class Steps:
         folder = PureWindowsPath(rules.folder)
         for file in content.files:
             self._write(str(folder / file.name), file.path.read_bytes(), file.name)
-        if rules.activation == "next-boot":
-            self._restart(f"to take in {content.name}")
-        self._settle(content, rules)
+        if (activation or rules.activation) == "next-boot":
+            self.restart(f"to take in {content.name}")
+        self.settle(content.name)
 
     def remove_content(self) -> None:
         """Deletes every content file: off the disk, with an announced shutdown and boot.
@@ -128,10 +128,12 @@ class Steps:
             )
         return self._candidate.content
 
-    def _settle(self, content: ContentSet, rules: Content) -> None:
+    def settle(self, what: str) -> None:
+        """Watches the machine for the content's settle time; probes must hold at its end."""
+        rules = self._content_rules()
         boot = self._machine.boot
         seconds = rules.settle_seconds * self._machine.contract.deadlines.slowdown
-        self._note(f"watching {content.name} for {seconds:g} s")
+        self._note(f"watching {what} for {seconds:g} s")
         end = time.monotonic() + seconds
         pause = min(PROBE_PAUSE, seconds / 2)
         next_round = 0.0
@@ -146,7 +148,7 @@ class Steps:
                 for probe in self._candidate.probes():
                     self._probe(probe)
                 if not self._candidate.probes():
-                    self._expect_answer(f"under {content.name}")
+                    self._expect_answer(f"under {what}")
             except StepFailed as error:
                 if over:
                     raise
@@ -160,9 +162,9 @@ class Steps:
         longest = sum(self._seconds(probe) for probe in self._candidate.probes())
         silence = self._machine.contract.deadlines.agent_reply
         self._machine.signals.wait(
-            f"{content.name} to settle", settled, seconds + 2 * (longest + silence), boot=boot
+            f"{what} to settle", settled, seconds + 2 * (longest + silence), boot=boot
         )
-        self._note(f"{content.name} is taken in")
+        self._note(f"{what} is taken in")
 
     # Steps
 
@@ -191,12 +193,7 @@ class Steps:
                 results.append(self._run_step(label, step))
             else:
                 self._note(label)
-                edits: list[Edit] = [Delete(path) for path in step.delete]
-                edits += [
-                    Replace(path, self._candidate.on_host(file))
-                    for path, file in step.replace.items()
-                ]
-                self._edit_offline(edits)
+                self._edit_offline(self._edits(step))
         return results
 
     def _run_step(self, label: str, step: Step) -> CommandResult:
@@ -214,7 +211,7 @@ class Steps:
         self._judge(label, step, result, also=step.reboot)
         asked = result.exit_code in step.reboot
         if step.restart == "always" or (asked and step.restart == "if-asked"):
-            self._restart(f"after {label}")
+            self.restart(f"after {label}")
         return result
 
     def _probe(self, probe: Probe) -> CommandResult:
@@ -290,7 +287,7 @@ class Steps:
         except DeadlineError:
             raise StepHung(f"{self._machine.name} no longer answers: silent {when}") from None
 
-    def _restart(self, why: str) -> None:
+    def restart(self, why: str) -> None:
         """An announced restart, as Windows' own shutdown makes it."""
         self._note(f"restarting {self._machine.name} {why}")
 
@@ -301,6 +298,20 @@ class Steps:
 
         self._machine.restart(restart)
         self._note(f"{self._machine.name} is up again: boot {self._machine.boot}")
+
+    def recovery_edits(self) -> list[Edit]:
+        """What makes a machine start again that crashes at each boot; none where nothing does."""
+        recovery = self._candidate.recovery
+        return self._edits(recovery) if recovery else []
+
+    def _edits(self, wanted: Step | Recovery) -> list[Edit]:
+        return [
+            *(Delete(path) for path in wanted.delete),
+            *(
+                Replace(path, self._candidate.on_host(file).read_bytes())
+                for path, file in wanted.replace.items()
+            ),
+        ]
 
     def _edit_offline(self, edits: Sequence[Edit]) -> None:
         self._note(f"shutting {self._machine.name} down to edit its disk")

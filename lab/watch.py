@@ -6,25 +6,29 @@ from collections.abc import Sequence
 
 from images.contract import Contract
 from lab.outcome import SEVERITY, LabError, Outcome
-from lab.signals import CRASH_KINDS, SignalKind, SignalLog
+from lab.signals import SignalKind, SignalLog
+
+
+def crashes_in_a_row(signals: SignalLog) -> int:
+    """How many boots crashed one after the other, up to the current one."""
+    crashed = {signal.boot for signal in signals.crashes()}
+    boot = signals.boot
+    while boot in crashed:
+        boot -= 1
+    return signals.boot - boot
 
 
 def is_boot_loop(signals: SignalLog, contract: Contract) -> bool:
-    """Whether the last boots crashed in a row, the last one before its agent answered.
+    """Whether the last boots crashed in a row, the current one before its agent answered.
 
-    How many make a loop is the contract's (boot.loop_after_crashes). A boot that ended in an
-    announced restart ends a row.
+    How many make a loop is the contract's (boot.loop_after_crashes). A boot that did not crash,
+    such as one that ended in an announced restart, ends a row.
     """
-    heard = signals.all()
-    crashes = [s for s in heard if s.kind in CRASH_KINDS and s.boot == signals.boot]
-    agent = [s for s in heard if s.kind is SignalKind.AGENT_UP and s.boot == signals.boot]
+    crashes = signals.crashes(signals.boot)
+    agent = signals.of(SignalKind.AGENT_UP, boot=signals.boot)
     if not crashes or (agent and agent[0].monotonic < crashes[0].monotonic):
         return False
-    boot = signals.boot
-    crashed = {s.boot for s in heard if s.kind in CRASH_KINDS}
-    while boot in crashed:
-        boot -= 1
-    return signals.boot - boot >= contract.boot.loop_after_crashes
+    return crashes_in_a_row(signals) >= contract.boot.loop_after_crashes
 
 
 def outcome_of(error: BaseException) -> Outcome:

@@ -1,0 +1,189 @@
+"""The `lab` command."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lab.outcome import LabError, Outcome
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+HARNESS_EXIT = 3
+"""The lab's own input is wrong: nothing was tried."""
+
+DESCRIPTION = """\
+Crashes Windows kernel sensors and their content on lab machines before they ship.
+
+  lab check                       what this machine lacks, and the command to get it
+  lab demo                        19 July 2024 on one virtual machine
+  lab run --candidate C.toml --content good/ --content new/
+  lab repro last -n 3             do a recorded run again
+  lab triage MEMORY.DMP           what a kernel dump says
+
+Settings are in ./lab.toml, in the file that LAB_TOML names, or in --lab FILE; start with a copy of
+examples/lab.toml."""
+
+
+class Teller:
+    """Prints what is being done and how far into the command, in seconds."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+
+    def __call__(self, text: str) -> None:
+        """One line."""
+        print(f"[{time.monotonic() - self._began:6.1f} s] {text}", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; see --help. Returns the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["triage"]:  # has options of its own, and works without a lab
+        return int(_function("crashdump_analysis.cli:main")(given[1:]))
+    options = _parser().parse_args(given)
+    # A service manager's stop is handled as Ctrl-C is: evidence first, machines given back.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        return int(_function(options.function)(options, Teller()))
+    except LabError as error:
+        print(f"lab {options.name}: {error}", file=sys.stderr)
+        return 2 if error.outcome is Outcome.INFRASTRUCTURE else HARNESS_EXIT
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print(f"lab {options.name}: interrupted; what was collected is kept", file=sys.stderr)
+        return 130
+
+
+def _function(place: str) -> Callable[..., int]:
+    """Imports what a command needs only when it is given: --help and triage need no libvirt."""
+    module, _, name = place.partition(":")
+    found: Callable[..., int] = getattr(importlib.import_module(module), name)
+    return found
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lab", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, function: str, text: str, epilog: str = "") -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        added.set_defaults(function=function, name=name)
+        return added
+
+    def with_lab(added: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        added.add_argument(
+            "--lab", type=Path, metavar="FILE",
+            help="the lab's settings (default: ./lab.toml, or what LAB_TOML names)",
+        )  # fmt: skip
+        return added
+
+    def with_machine(added: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        added.add_argument(
+            "--machine", metavar="NAME", help="a machine of lab.toml (default: any that is free)"
+        )
+        added.add_argument(
+            "--wait", type=float, default=600, metavar="SECONDS",
+            help="how long to wait for a free machine (default: 600)",
+        )  # fmt: skip
+        return with_lab(added)
+
+    with_lab(
+        add("check", "lab.check:command", "what this machine lacks, and the command to get it")
+    )
+    add(
+        "demo",
+        "lab.demo:demo",
+        "the example: a bad content file stops a machine, and its dump says why",
+        "exit code: 0 when the story went as it should (the verdict is HOLD), else 1",
+    ).add_argument("--folder", type=Path, default=EXAMPLES, help=argparse.SUPPRESS)
+
+    run = with_machine(
+        add(
+            "run",
+            "lab.commands:run_candidate",
+            "install a candidate, put content on, and say ship or hold",
+            """\
+exit code: 0 ship, 1 hold, 2 inconclusive (the lab failed, not the candidate), 3 wrong input
+
+example:
+  lab run --candidate examples/sensor/candidate.toml --image win11 \\
+      --content content/released --content content/next""",
+        )
+    )
+    run.add_argument("--candidate", type=Path, required=True, metavar="candidate.toml")
+    run.add_argument(
+        "--content", type=Path, action="append", default=[], metavar="FOLDER",
+        help="a content set; the first is installed with the driver, the others follow in order",
+    )  # fmt: skip
+    run.add_argument("--image", metavar="NAME", help="an image of lab.toml (default: its only one)")
+    run.add_argument(
+        "--activation", choices=["live", "next-boot"],
+        help="how new content is activated (default: as candidate.toml says)",
+    )  # fmt: skip
+    run.add_argument(
+        "--with-memory", action="store_true",
+        help="start from saved memory: the image booted once, then restored in each run",
+    )  # fmt: skip
+
+    repro = with_machine(
+        add(
+            "repro",
+            "lab.repro:repro",
+            "do a recorded run again and compare how it crashes",
+            """\
+RUN is a run's id or the start of it, its folder, or `last`.
+exit code: 0 it went the same way each time, 1 it did not, 2 the lab failed, 3 wrong input""",
+        )
+    )
+    repro.add_argument("run", metavar="RUN")
+    repro.add_argument("-n", type=_count, default=1, metavar="N", help="how often (default: 1)")
+    repro.add_argument(
+        "--keep", action="store_true",
+        help="after the last one keep the machine running, with its kernel debugger port (COM2)"
+        " offered, until Enter or Ctrl-C",
+    )  # fmt: skip
+
+    with_lab(add("machines", "lab.commands:machines", "the machines: who holds which, and why"))
+    add("triage", "", "what a kernel dump says: bug check, stack, culprit, bucket")
+    with_lab(
+        add(
+            "clean",
+            "lab.clean:clean",
+            "remove what dead runs left; dumps on their disks are saved first",
+            "Runs that still live, and everything without a run's id, are left alone.",
+        )
+    )
+    salvage = with_lab(
+        add("salvage", "lab.clean:salvage_run", "read the dumps off a disk that a run kept")
+    )
+    salvage.add_argument("run", metavar="RUN")
+    image = with_machine(add("image", "lab.image_check:check_image", "look at images"))
+    image.add_argument("action", choices=["check"], help="boot it and hold it to its contract")
+    image.add_argument("image", metavar="NAME")
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 1 on")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

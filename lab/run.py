@@ -1,0 +1,363 @@
+"""One run: a leased machine in a known state, what is done with it, and the record of it all."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from types import TracebackType
+from typing import Self
+
+from crashdump_analysis import DumpError, Report, triage
+from crashdump_analysis.report import Culprit
+from lab.backend import Image
+from lab.candidate import Activation, Candidate, ContentSet
+from lab.disks.edit import EditDone
+from lab.evidence import Cause, Collector, Evidence, EvidenceError
+from lab.guest.base import Guest
+from lab.identity import check_identity
+from lab.images import worst_case_dump_bytes
+from lab.lab import Lab
+from lab.leases import Lease
+from lab.machine import Machine
+from lab.outcome import HungError, InfrastructureError, LabError, Outcome
+from lab.record import CrashRecord, OutcomeRecord, Record, Scenario
+from lab.signals import MachineDown
+from lab.steps import Steps
+from lab.validator import ask_validator
+from lab.verdict import Verdict, verdict_of
+from lab.watch import crashes_in_a_row, is_boot_loop, outcome_of, worst
+
+Say = Callable[[str], None]
+
+
+class Run:
+    """A run in progress; a context manager that records how it ended and gives the machine back.
+
+    Evidence of whatever goes down is collected before anything else is done with the machine.
+    """
+
+    def __init__(
+        self,
+        lab: Lab,
+        lease: Lease,
+        image: Image,
+        scenario: Scenario,
+        *,
+        purpose: str,
+        say: Say,
+        candidate: Candidate | None = None,
+        contents: Sequence[ContentSet] = (),
+        repeats: str | None = None,
+    ) -> None:
+        self.lab = lab
+        self.image = image
+        self.candidate = candidate
+        self.contents = list(contents)
+        self.content: ContentSet | None = None
+        """What should be on the machine now."""
+        self.installed = False
+        """Whether the candidate should be on it."""
+        self.folder = lab.runs / lease.run_id
+        self._say_only = say
+        self._lease = lease
+        self._began = datetime.now(UTC)
+        self.reports: list[Report] = []
+        self.record = Record(
+            schema=1,
+            run_id=lease.run_id,
+            lab_version=version("bugcheck-lab"),
+            purpose=purpose,
+            began=self._began.isoformat(),
+            config=str(lab.config.file.resolve()),
+            image=image.name,
+            candidate=str(candidate.file) if candidate else None,
+            candidate_identity=candidate.identity() if candidate else {},
+            contents=[{file.name: file.sha256 for file in one.files} for one in contents],
+            scenario=scenario,
+            repeats=repeats,
+            machine={"slot": lease.slot, "lease_token": lease.token},
+        )
+        self.folder.mkdir(parents=True)
+        self.record.save(self.folder)
+        self._machine: Machine | None = None
+        self._collector: Collector | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self._check_space()
+            self.record.image_identity = self.lab.images.identity(self.image)
+            self._machine = self.lab.machine(self._lease, self.image, self.folder)
+            self.record.machine["address"] = self._machine.address()
+            self._collector = Collector(
+                self._machine, self.folder / "evidence", self._began, self.say
+            )
+            self.record.save(self.folder)
+        except BaseException as error:
+            self._end(error)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, KeyboardInterrupt) and self.machine.unsealed_boot is not None:
+            self.say(
+                "Interrupted. Collecting the evidence first; Ctrl-C again keeps the disk as is"
+            )
+            self.take_evidence(error)
+        self._end(error)
+
+    @property
+    def machine(self) -> Machine:
+        """The machine, while the run lasts."""
+        assert self._machine is not None, "a Run is a context manager: `with Run(...) as run:`"
+        return self._machine
+
+    def say(self, text: str) -> None:
+        """Tells the user and the record."""
+        self.record.steps.append(f"{datetime.now(UTC).isoformat(timespec='milliseconds')} {text}")
+        self._say_only(text)
+
+    # What is done with the machine
+
+    def boot(self) -> Guest:
+        """Powers on and waits for the agent."""
+        self.machine.start()
+        guest = self.machine.wait_for_agent()
+        self.say("It has booted; its agent answers")
+        return guest
+
+    def install(self, content: ContentSet | None = None) -> None:
+        """Installs the candidate with its own content, or with another set put on after that."""
+        candidate = self.needs_candidate()
+        self.say(f"Installing {candidate.name} {candidate.version}")
+        self.installed = True
+        self._steps().install()
+        self.content = candidate.default_content()
+        if content is not None and self.content is not None and content.files != self.content.files:
+            self.update_content(content)
+
+    def update_content(self, content: ContentSet, activation: Activation | None = None) -> None:
+        """Puts a content set on, and watches it being taken in.
+
+        activation: "live", or "next-boot", which restarts the machine; None is the candidate's.
+        """
+        for said in ask_validator(self.needs_candidate(), content):
+            self.say(said)
+        self.say(f"New content: {content.name} ({', '.join(file.name for file in content.files)})")
+        # From here on either set may be on the disk; a check before the end would say which.
+        self._steps().put_content(content, activation)
+        self.content = content
+
+    def restart(self) -> None:
+        """An announced restart with all that is installed."""
+        self._steps().restart("with all that is on it")
+
+    def uninstall(self) -> None:
+        """Takes the candidate off again."""
+        self.say("Uninstalling it")
+        self._steps().uninstall()
+        self.content, self.installed = None, False
+
+    def check(self, when: str) -> None:
+        """Does it work, and is what runs still what was given? Raises TamperedError if not."""
+        self._steps().verify()
+        identity = check_identity(self.machine, self.needs_candidate(), self.content)
+        self.record.identities.append({"when": when, **asdict(identity)})
+        self.record.save(self.folder)
+        self.say(f"Driver and content are the candidate's ({when})")
+
+    def needs_candidate(self) -> Candidate:
+        """The candidate. Raises LabError where the run has none."""
+        if self.candidate is None:
+            raise LabError("this run has no candidate; name one with --candidate candidate.toml")
+        return self.candidate
+
+    def _steps(self) -> Steps:
+        secret = self.lab.config.secret
+        return Steps(self.machine, self.needs_candidate(), note=self.say, secret=secret)
+
+    # What goes wrong
+
+    def failed(self, what: str, error: BaseException) -> Outcome:
+        """Notes what an exception means; of a machine that went down, takes the evidence first."""
+        outcome = outcome_of(error)
+        reason = str(error)
+        if self.machine.unsealed_boot is not None or isinstance(error, MachineDown | HungError):
+            crash = self.take_evidence(error)
+            if crash is not None:
+                reason = crash.summary
+            if self.machine.crash_signalled(self.machine.boot) or (crash and crash.bug_check):
+                # An NMI that we sent makes a hung machine crash; it hung all the same.
+                outcome = Outcome.HUNG if isinstance(error, HungError) else Outcome.CRASHED
+        self.note_outcome(what, outcome, reason)
+        return outcome
+
+    def note_outcome(self, what: str, outcome: Outcome, reason: str = "") -> None:
+        """Adds an outcome to the record."""
+        self.record.outcomes.append(OutcomeRecord(what=what, outcome=outcome, reason=reason))
+        self.record.save(self.folder)
+
+    def take_evidence(self, error: BaseException) -> CrashRecord | None:
+        """Collects and triages; None where this boot's evidence is sealed already."""
+        assert self._collector is not None
+        machine = self.machine
+        if any(one.boot == machine.boot for one in self.record.crashes):
+            return None
+        hung = isinstance(error, HungError) and not machine.crash_signalled(machine.boot)
+        restarted = isinstance(error, MachineDown) and not machine.crash_signalled(machine.boot)
+        cause: Cause = "hang" if hung else "restart" if restarted else "crash"
+        self.say(
+            {
+                "hang": f"It hangs: {error}. Making it write a dump",
+                "restart": f"It went down by itself: {error}",
+                "crash": "It has stopped with a bug check",
+            }[cause]
+        )
+        try:
+            evidence = self._collector.collect(cause)
+        except EvidenceError as lost:
+            self.record.crashes.append(
+                CrashRecord(
+                    boot=machine.boot, evidence=lost.evidence.folder.name, summary=str(lost)
+                )
+            )
+            self.record.save(self.folder)
+            raise
+        crash = self._triage(evidence)
+        self.record.crashes.append(crash)
+        self.record.save(self.folder)
+        return crash
+
+    def _triage(self, evidence: Evidence) -> CrashRecord:
+        crash = CrashRecord(
+            boot=evidence.boot, evidence=str(evidence.folder.relative_to(self.folder))
+        )
+        if evidence.dump is None:
+            crash.summary = f"{evidence.cause} without a dump: {evidence.no_dump}"
+            if evidence.stop_code_on_console is not None:
+                crash.bug_check = f"0x{evidence.stop_code_on_console:X}"
+                crash.summary = (
+                    f"bug check {crash.bug_check} (told on the console); {crash.summary}"
+                )
+            return crash
+        symbols = [*(self.candidate.symbol_folders if self.candidate else ()), *self.image.symbols]
+        try:
+            report = triage(evidence.dump, symbols=symbols)
+        except DumpError as error:
+            crash.summary = f"its dump cannot be read: {error}"
+            return crash
+        self.reports.append(report)
+        (evidence.folder / "report.json").write_text(report.to_json(), encoding="utf-8")
+        (evidence.folder / "report.txt").write_text(report.to_text(), encoding="utf-8")
+        crash.bug_check = f"0x{report.bug_check.code:X}"
+        crash.parameters = [f"0x{one.value:X}" for one in report.bug_check.parameters]
+        crash.culprit = _in_words(report.culprit)
+        crash.bucket, crash.family = report.bucket.id, report.bucket.family
+        crash.summary = (
+            f"bug check {crash.bug_check} {report.bug_check.name}: "
+            f"{crash.culprit or f'no culprit ({report.culprit.reason})'}; bucket {crash.bucket}"
+        )
+        self.say(crash.summary)
+        return crash
+
+    def recover(self) -> bool:
+        """Lets the machine boot again; out of a row of crashes by the candidate's offline edits.
+
+        Healthy is: its agent answers, and nothing goes down while the candidate settles. Returns
+        whether it is, which the record says, too.
+        """
+        machine = self.machine
+        while True:
+            self.say(f"Letting it boot again (boot {machine.boot + 1})")
+            machine.start()
+            try:
+                machine.wait_for_agent()
+                if self.installed:
+                    self._steps().settle("the boot")
+                self.record.recovered = True
+                self.say("It has come back healthy: its agent answers")
+                return True
+            except (MachineDown, HungError) as error:
+                self.take_evidence(error)
+            row = crashes_in_a_row(machine.signals)
+            if is_boot_loop(machine.signals, machine.contract):
+                reason = f"{row} boots in a row crashed, the last before its agent answered"
+                self.say(f"A boot loop: {reason}")
+                self.note_outcome("recovery", Outcome.BOOT_LOOPING, reason)
+            elif 0 < row < machine.contract.boot.loop_after_crashes:
+                continue
+            if self.record.edits or not self._edit_disk():
+                self.record.recovered = False
+                self.say("It does not come back")
+                return False
+
+    def _edit_disk(self) -> bool:
+        """The candidate's recovery edits on the powered-off disk; False where it has none."""
+        edits = self._steps().recovery_edits() if self.installed else []
+        if not edits:
+            self.say("The candidate has no recovery edits: it stays down")
+            return False
+        done: list[EditDone] = self.machine.edit(edits)
+        self.record.edits += [asdict(one) for one in done]
+        for one in done:
+            self.say(f"On its powered-off disk: {one.action} {one.path}")
+        self.content = None
+        return True
+
+    # Its beginning and end
+
+    def _check_space(self) -> None:
+        needed = worst_case_dump_bytes(self.image.contract)
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise InfrastructureError(
+                f"{self.lab.config.store}: {free >> 20} MiB are free, and the dumps of one run of"
+                f" {self.image.name} can take {needed >> 20} MiB. Make room, or name another store"
+                f" in {self.lab.config.file}; nothing was started"
+            )
+
+    def _end(self, error: BaseException | None) -> None:
+        record = self.record
+        if error is not None and not (
+            isinstance(error, LabError)
+            and record.outcomes
+            and str(error) == record.outcomes[-1].reason
+        ):
+            interrupted = isinstance(error, KeyboardInterrupt)
+            outcome = Outcome.INFRASTRUCTURE if interrupted else outcome_of(error)
+            reason = "interrupted" if interrupted else f"{type(error).__name__}: {error}"
+            record.outcomes.append(OutcomeRecord(what="run", outcome=outcome, reason=reason))
+        try:
+            if self._machine is not None:
+                record.clock_settings = self._machine.clock_settings
+                self._machine.dispose(keep_disk=False)
+        except LabError as left:
+            record.outcomes.append(
+                OutcomeRecord(what="giving back", outcome=left.outcome, reason=str(left))
+            )
+        finally:
+            outcomes = [one.outcome for one in record.outcomes]
+            record.outcome = worst(outcomes)
+            record.verdict = verdict_of(outcomes)
+            record.ended = datetime.now(UTC).isoformat()
+            record.save(self.folder)
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the outcomes so far say."""
+        return verdict_of([one.outcome for one in self.record.outcomes])
+
+
+def _in_words(culprit: Culprit) -> str | None:
+    if culprit.module is None:
+        return None
+    place = f"{culprit.module}!{culprit.function}" if culprit.function else culprit.module
+    line = f" [{culprit.file} @ {culprit.line}]" if culprit.file else ""
+    return place + line

@@ -1,0 +1,38 @@
+"""The content scenario: a candidate is installed, and its content sets are put on, one by one."""
+
+from __future__ import annotations
+
+from lab.outcome import HungError, LabError, Outcome
+from lab.run import Run
+from lab.signals import MachineDown
+
+
+def run_content(run: Run, *, recover: bool = True) -> None:
+    """Does what the record's scenario says, and notes an outcome for each part.
+
+    After a bug check or a hang nothing more is put on the machine; with `recover` it is brought
+    back where that is possible.
+    """
+    part = "boot"
+    activation = run.record.scenario.activation
+    try:
+        run.boot()
+        part = "install"
+        run.install(run.contents[0] if run.contents else None)
+        run.check("after installation")
+        run.note_outcome(part, Outcome.PASSED)
+        for content in run.contents[1:]:
+            part = f"content {content.name}"
+            run.update_content(content, activation)
+            run.check(f"with {content.name}")
+            run.note_outcome(part, Outcome.PASSED)
+        part = "restart"
+        run.restart()
+        run.check("after a restart")
+        run.note_outcome(part, Outcome.PASSED)
+    except (MachineDown, HungError) as error:
+        run.failed(part, error)
+        if recover:
+            run.recover()
+    except LabError as error:
+        run.failed(part, error)
