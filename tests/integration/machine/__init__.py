@@ -1,0 +1,1 @@
+"""Candidates on real machines, through the lab's own Machine."""
