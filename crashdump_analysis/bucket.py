@@ -56,22 +56,22 @@ def bucket(
     stack: Sequence[StackFrame],
     frame: int | None,
     owners: Owners,
+    starts: Sequence[int | None],
     build: str,
 ) -> Bucket:
     """The bucket of a crash whose culprit is the stack's frame of that index.
 
-    build: what tells builds of the culprit's image apart, for a family without function names.
+    starts: for each frame where its function starts, in bytes from the module's base. build: what
+    tells builds of the culprit's image apart. Both serve where functions have no names.
     """
     head = _head(code, parameters)
     if culprit.module is None or frame is None:
         return Bucket(head, failure_id_hash(head), f"no culprit: 0x{code:X}", ())
     name = f"{head}_{culprit.module}!{culprit.function or _UNKNOWN}"
-    frames = _family_frames(stack, frame, owners)
-    if frames:
-        family = f"{culprit.module}!{' < '.join(frames)}"
-    else:
-        # Without names only the place in this one build is left.
-        family = f"{culprit.module}+{stack[frame].offset or 0:x} of build {build}"
+    frames = _family_frames(stack, frame, owners, starts)
+    family = f"{culprit.module}!{' < '.join(frames)}"
+    if any(one.startswith("+") for one in frames):
+        family += f" of build {build}"  # places without names are another build's other places
     return Bucket(name, failure_id_hash(name), family, frames)
 
 
@@ -96,20 +96,25 @@ def _head(code: int, parameters: Sequence[int]) -> str:
     return f"0x{code:X}{detail}"
 
 
-def _family_frames(stack: Sequence[StackFrame], start: int, owners: Owners) -> tuple[str, ...]:
+def _family_frames(
+    stack: Sequence[StackFrame], first: int, owners: Owners, starts: Sequence[int | None]
+) -> tuple[str, ...]:
     """The innermost functions of the culprit's module from its frame outwards.
 
-    Other modules' frames end it: what lies behind them is another entry into the module. Functions
-    that owner rules ignore do not count, nor does a function that calls itself.
+    Other modules' frames end it: what lies behind them is another entry into the module; so do
+    guesses. Functions that owner rules ignore do not count, nor does a function that calls itself.
     """
-    module = stack[start].module
+    module = stack[first].module or ""
     names: list[str] = []
-    for frame in stack[start:]:
-        if frame.module != module or len(names) == FAMILY_DEPTH:
+    for index in range(first, len(stack)):
+        frame = stack[index]
+        if frame.module != module or len(names) == FAMILY_DEPTH or (frame.guess and names):
             break
-        if frame.function is None or owners.of(module or "", frame.function) == IGNORE:
+        if owners.of(module, frame.function) == IGNORE:
             continue
-        name = source_name(frame.function)
+        start = starts[index]
+        place = frame.offset if start is None else start
+        name = source_name(frame.function) if frame.function else f"+{place or 0:x}"
         if not names or names[-1] != name:
             names.append(name)
     return tuple(names)

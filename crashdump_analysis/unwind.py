@@ -170,7 +170,7 @@ def _undo(
     memory: Memory, info: _UnwindInfo, caller: Registers, frame: int, done: int
 ) -> Step | None:
     """Undoes the codes of one part; gives a step only for a machine frame, which ends it."""
-    at, slots = 0, info.slots
+    at, slots, bottom = 0, info.slots, caller.rsp
     while at < len(slots):
         code_offset, operation, argument = slots[at], slots[at + 1] & 15, slots[at + 1] >> 4
         count = _slots_of(slots, at)
@@ -192,24 +192,29 @@ def _undo(
             place = frame + int.from_bytes(operand, "little") * scale
             caller.integer[argument] = _read(memory, place)
         elif operation == _PUSH_MACHFRAME:
-            return _machine_frame(memory, caller, with_error_code=argument == 1)
+            return _machine_frame(memory, caller, bottom, with_error_code=argument == 1)
         elif operation not in (_SAVE_XMM128, _SAVE_XMM128_FAR):
             raise UnwindError(f"unknown unwind code {operation}")
     return None
 
 
-def _machine_frame(memory: Memory, caller: Registers, *, with_error_code: bool) -> Step:
-    """What the processor pushed: rip, cs, rflags, rsp, ss, below an error code for some traps."""
+def _machine_frame(
+    memory: Memory, caller: Registers, bottom: int, *, with_error_code: bool
+) -> Step:
+    """What the processor pushed: rip, cs, rflags, rsp, ss, below an error code for some traps.
+
+    bottom: where the handler's own part of the stack begins.
+    """
     place = caller.rsp + (8 if with_error_code else 0)
     data = memory.read(place, 40)
     if data is None:
         raise UnwindError(f"the stack at {place:x} is not in the dump")
     caller.rip, cs, flags, caller.rsp = struct.unpack_from("<QH6xI4xQ", data)
     caller.cs, caller.flags = cs, flags
-    # The kernel's handlers build a KTRAP_FRAME around it, which keeps the volatile registers.
+    # The kernel's handlers have a KTRAP_FRAME around it, which keeps the volatile registers.
     trap_frame = place - TRAP_FRAME_RIP
-    kept = read_trap_frame(memory, trap_frame)
-    if kept is None or (kept.rip, kept.rsp) != (caller.rip, caller.rsp):
+    kept = read_trap_frame(memory, trap_frame) if trap_frame >= bottom else None
+    if kept is None:
         return Step(caller, trapped=True)
     for number in VOLATILE:
         caller.integer[number] = kept.integer[number]

@@ -29,6 +29,7 @@ from crashdump_analysis.report import (
 )
 from crashdump_analysis.stack import Frame, Images, walk
 from crashdump_analysis.symbols import SourceFrame, Symbols
+from crashdump_analysis.unwind import function_start
 
 ENGINE = "portable"
 
@@ -126,6 +127,7 @@ class _Analysis:
                 stack=stack,
                 frame=frame,
                 owners=owners,
+                starts=[self._function_start(one) for one in stack],
                 build=build,
             ),
             self._context(walked, start),
@@ -207,6 +209,11 @@ class _Analysis:
             trapped,
             frame.guess,
         )
+
+    def _function_start(self, frame: StackFrame) -> int | None:
+        """Where the function of a frame without a name starts, from the image's base."""
+        found = self.images.at(frame.instruction) if frame.function is None else None
+        return function_start(found[0], frame.instruction - found[1]) if found else None
 
     def _context(self, walked: _Walk, start: int) -> Context:
         if walked.fault is None:

@@ -1,0 +1,1 @@
+"""The triage engine, a part at a time, on synthetic dumps."""
