@@ -64,6 +64,7 @@ class Steps:
         self._candidate = candidate
         self._note = note
         self._secret = secret
+        self._secrets: dict[str, str] = {}
 
     def install(self) -> list[CommandResult]:
         """Copies the candidate's files and runs its install steps.
@@ -224,19 +225,11 @@ class Steps:
 
     def _run(self, label: str, step: Step | Probe, *, quiet: bool = False) -> CommandResult:
         """Runs a program once; the result shows secrets by their names only."""
-        values = {
-            name: self._secret(name).get_secret_value()
-            for name in SECRET.findall(" ".join(step.run))
-        }
+        for name in SECRET.findall(" ".join(step.run)):
+            self._secrets[name] = self._secret(name).get_secret_value()
         program, *arguments = (
-            SECRET.sub(lambda found: values[found[1]], argument) for argument in step.run
+            SECRET.sub(lambda found: self._secrets[found[1]], argument) for argument in step.run
         )
-
-        def masked(text: str) -> str:
-            for name, value in values.items():
-                text = text.replace(value, f"${{secret:{name}}}") if value else text
-            return text
-
         if not quiet:
             self._note(f"{label}: `{' '.join(step.run)}`")
         try:
@@ -245,19 +238,26 @@ class Steps:
             self._expect_answer(f"when {label} was to run")
             raise
         except AgentError as error:
+            said = self._masked(error.message)
             raise StepFailed(
-                f"{label}: `{' '.join(step.run)}` could not be started: {masked(error.message)}"
+                f"{label}: `{' '.join(step.run)}` could not be started: {said}"
             ) from None
         result = replace(
             result,
             program=step.run[0],
             arguments=tuple(step.run[1:]),
-            output=masked(result.output),
-            errors=masked(result.errors),
+            output=self._masked(result.output),
+            errors=self._masked(result.errors),
         )
         if not quiet:
             self._note(f"{label}: {result}")
         return result
+
+    def _masked(self, text: str) -> str:
+        """A text of the guest without the secrets that were given to it, now or before."""
+        for name, value in self._secrets.items():
+            text = text.replace(value, f"${{secret:{name}}}") if value else text
+        return text
 
     def _judge(
         self, label: str, step: Step | Probe, result: CommandResult, also: Sequence[int] = ()
@@ -294,6 +294,7 @@ class Steps:
         def restart(guest: Guest) -> None:
             result = guest.run(SHUTDOWN, ["/r", "/t", "0"])
             if result.state == "ended" and result.exit_code != 0:
+                self._machine.signals.announce_restart(expected=False)
                 raise StepFailed(f"restart {why}: {result}")
 
         self._machine.restart(restart)

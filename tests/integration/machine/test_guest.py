@@ -72,7 +72,7 @@ def test_a_handle_is_closed_after_an_error(rig_of: RigFactory, lab_folder: Path)
     machine = rig_of(full).machine
 
     def next_handle() -> object:
-        path = {"path": r"C:\Windows\bootstat.dat"}
+        path: dict[str, object] = {"path": r"C:\Windows\bootstat.dat"}
         handle = machine.agent("guest-file-open", path, boot=machine.boot)
         machine.agent("guest-file-close", {"handle": handle}, boot=machine.boot)
         return handle
