@@ -35,7 +35,7 @@ LIST_LIMIT = 200_000
 """Names in one folder."""
 NOBODY = 65534
 FAT_LABEL = b" (Volume Label Entry)"
-"""What The Sleuth Kit adds to a FAT32 volume's label, which it lists as a file without short name."""
+"""How The Sleuth Kit ends the name of a FAT32 volume's label, which it lists as a file."""
 LOG_FILE, VOLUME_FILE, FIRST_ORDINARY_FILE = 2, 3, 16
 """Records of NTFS's master file table: $LogFile, $Volume, the first that is no metadata."""
 
@@ -101,23 +101,23 @@ class Volume:
     def open(self) -> dict[str, object]:
         r"""Chooses the volume with \Windows, else the first; says what state it is in."""
         found, refused, seen = [], "", []
-        for start, description in self._partitions():
+        for start, length, description in self._partitions():
             boot = self._disk.read(start, 512)
             seen.append(description)
             if _is_bitlocker(boot):
                 refused = f"the partition at byte {start:#x} is encrypted by BitLocker"
             elif boot[3:11] == b"NTFS    " or boot[82:87] == b"FAT32":
-                found.append((start, boot[3:11] == b"NTFS    "))
+                found.append((start, length, boot[3:11] == b"NTFS    "))
         broken = None
         usable = []
-        for start, is_ntfs in found:
+        for start, length, is_ntfs in found:
             try:
                 files = self._kit.FS_Info(self._disk, start)
             except OSError as error:
                 broken = broken or f"the file system at byte {start:#x}: {_said(error)}"
                 continue
-            usable.append((files, is_ntfs))
-            self._files, self._is_ntfs = files, is_ntfs
+            usable.append((start, length, files, is_ntfs))
+            offset, size, self._files, self._is_ntfs = usable[-1]
             if self._child(files.info.root_inum, "Windows"):
                 break
         else:
@@ -128,14 +128,17 @@ class Volume:
             if not usable:
                 kinds = ", ".join(seen)
                 raise RefusedError("unknown-filesystem", f"neither FAT32 nor NTFS in: {kinds}")
-            self._files, self._is_ntfs = usable[0]
+            offset, size, self._files, self._is_ntfs = usable[0]
         return {
+            "offset": offset,
+            "length": size,
             "filesystem": "ntfs" if self._is_ntfs else "fat32",
             "dirty": self._dirty() if self._is_ntfs else "",
             "hibernated": self._is_hibernated(),
         }
 
-    def _partitions(self) -> Iterator[tuple[int, str]]:
+    def _partitions(self) -> Iterator[tuple[int, int, str]]:
+        """(offset, length, description) of each, in bytes."""
         try:
             table = self._kit.Volume_Info(self._disk)
         except OSError as error:
@@ -144,7 +147,8 @@ class Volume:
         for part in table:
             if int(part.flags) == int(self._kit.TSK_VS_PART_FLAG_ALLOC):
                 count += 1
-                yield part.start * table.info.block_size, _text(part.desc)
+                sector = table.info.block_size
+                yield part.start * sector, part.len * sector, _text(part.desc)
         if not count:
             raise RefusedError("no-partition", "the partition table is empty")
 

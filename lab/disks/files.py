@@ -84,7 +84,8 @@ def open_files(source: BlockSource, *, deadline: float = 60.0) -> DiskFiles:
 class DiskFiles:
     """See open_files. A context manager; methods may be called by any thread.
 
-    filesystem: of the volume. warnings: sentences that belong with the evidence. edit_refusal: why
+    filesystem: of the volume. volume_offset, volume_length: where it lies on the disk, in bytes.
+    warnings: sentences that belong with the evidence. edit_refusal: why
     the files must not be edited, if so.
     """
 
@@ -101,6 +102,8 @@ class DiskFiles:
             self.close()
             raise
         self.filesystem = found["filesystem"]
+        self.volume_offset: int = found["offset"]
+        self.volume_length: int = found["length"]
         if found["hibernated"]:
             self.edit_refusal = HibernatedError("Windows is hibernated on this disk (hiberfil.sys)")
         if found["dirty"]:
