@@ -16,7 +16,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 from images.contract import Contract, ContractError, load_contract
 from lab.backend import Image
@@ -61,25 +63,23 @@ def sha256_of(path: Path, cache: Path) -> str:
 
     cache: a JSON file, made if absent, shared by any number of processes. Raises ImageError.
     """
+    key = str(path.absolute())
     try:
-        before = _stamp(path)
-        known = _read_cache(cache)
-        entry = known.get(str(path.absolute()))
-        if entry is not None and entry["stamp"] == before:
-            return str(entry["sha256"])
+        stamp, changed = _stamp(path)
+        known_stamp, _, known = _read_cache(cache).get(key, "").partition(" ")
+        if known_stamp == stamp:
+            return known
         began = time.time_ns()
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if _stamp(path) != before:
+        if _stamp(path)[0] != stamp:
             raise ImageError(f"{path}: changed while it was read; end what writes to it")
     except OSError as error:
         raise ImageError(f"{path}: cannot be read: {error.strerror}") from None
-    if began - before[-1] > SETTLED_NANOSECONDS:
-        # Another process may write at the same time: then one entry is lost and made again.
-        known = _read_cache(cache)
-        known[str(path.absolute())] = {"stamp": before, "sha256": digest}
+    if began - changed > SETTLED_NANOSECONDS:
         try:
-            _replace(cache, json.dumps(known, indent=1))
+            # Another process may write at the same time: then one entry is lost and made again.
+            _replace(cache, json.dumps({**_read_cache(cache), key: f"{stamp} {digest}"}, indent=1))
         except OSError as error:
             raise ImageError(f"{cache}: cannot be written: {error.strerror}") from None
     return digest
@@ -291,17 +291,19 @@ def _files_in(path: Path) -> list[Path]:
     return sorted(file for file in files if "__pycache__" not in file.parts)
 
 
-def _stamp(path: Path) -> list[int]:
+def _stamp(path: Path) -> tuple[str, int]:
+    """What a file has as long as it is the same, and when it last changed (ns since 1970)."""
     status = path.stat()
-    return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns]
+    changed = status.st_mtime_ns
+    return f"{status.st_dev}:{status.st_ino}:{status.st_size}:{changed}", changed
 
 
-def _read_cache(cache: Path) -> dict[str, Any]:
-    with contextlib.suppress(OSError, ValueError):  # absent or damaged: hash again
-        known = json.loads(cache.read_text())
-        if isinstance(known, dict):
-            return known
-    return {}
+def _read_cache(cache: Path) -> dict[str, str]:
+    """Path to "STAMP SHA256"; nothing if the file is absent or damaged."""
+    try:
+        return TypeAdapter(dict[str, str]).validate_json(cache.read_bytes())
+    except (OSError, ValidationError):
+        return {}
 
 
 def _replace(path: Path, text: str) -> None:
