@@ -7,21 +7,25 @@ start, and libvirt's TCP ports delay each small packet by 40 ms (Nagle).
 from __future__ import annotations
 
 import os
-import selectors
+import select
 import socket
 import threading
 import tty
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 CHUNK = 65536
+LOOK_MILLISECONDS = 200
+"""How often a connected debugger's machine is looked for while it is off."""
+READABLE = select.POLLIN | select.POLLHUP | select.POLLERR
 
 
 class DebuggerPort:
     """Listens on 127.0.0.1 on a port the kernel chooses; one debugger at a time.
 
     terminal: gives COM2's pseudo-terminal of the machine as it now runs, or None while it is off.
-    A debugger stays connected while the machine restarts.
+    A debugger stays connected while the machine restarts; what it sends meanwhile is dropped.
     """
 
     def __init__(self, terminal: Callable[[], Path | None]) -> None:
@@ -45,52 +49,46 @@ class DebuggerPort:
         self._stopped.close()
 
     def _serve(self) -> None:
-        with selectors.DefaultSelector() as waiting:
-            waiting.register(self._listener, selectors.EVENT_READ)
-            waiting.register(self._stopped, selectors.EVENT_READ)
-            while all(key.fileobj is not self._stopped for key, _ in waiting.select()):
-                debugger, _ = self._listener.accept()
-                debugger.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                with debugger:
-                    if not self._connect(debugger):
-                        return
+        while self._stopped.fileno() not in _ready(
+            {self._listener.fileno(), self._stopped.fileno()}
+        ):
+            debugger, _ = self._listener.accept()
+            debugger.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with debugger:
+                self._connect(debugger)
 
-    def _connect(self, debugger: socket.socket) -> bool:
-        """Until the debugger leaves; False when it is all over."""
+    def _connect(self, debugger: socket.socket) -> None:
+        """Passes bytes both ways until the debugger leaves or close() is called."""
         terminal: int | None = None
-        with selectors.DefaultSelector() as waiting:
-            waiting.register(debugger, selectors.EVENT_READ)
-            waiting.register(self._stopped, selectors.EVENT_READ)
+        to_guest = b""
+        try:
             while True:
-                if terminal is None and (terminal := self._open()) is not None:
-                    waiting.register(terminal, selectors.EVENT_READ)
-                # While the machine is off there is nothing to wait for: look again soon.
-                ready = [key.fd for key, _ in waiting.select(None if terminal else 0.2)]
+                if terminal is None:
+                    terminal, to_guest = self._open(), b""
+                # What the guest has not taken yet holds up the debugger, not this thread.
+                reading = {self._stopped.fileno()} | (set() if to_guest else {debugger.fileno()})
+                if terminal is None:
+                    ready = _ready(reading, timeout=LOOK_MILLISECONDS)
+                else:
+                    writing = {terminal} if to_guest else set()
+                    ready = _ready(reading | {terminal}, writing)
                 if self._stopped.fileno() in ready:
-                    break
-                if debugger.fileno() in ready and not self._pass_on(debugger, terminal):
-                    break
-                if terminal in ready and terminal is not None:
-                    data = _read(terminal)
-                    if data:
-                        debugger.sendall(data)
-                    else:  # the machine went off
-                        waiting.unregister(terminal)
+                    return
+                if debugger.fileno() in ready:
+                    to_guest = debugger.recv(CHUNK)
+                    if not to_guest:
+                        return
+                if terminal is not None and terminal in ready:
+                    said, to_guest, on = _exchange(terminal, to_guest)
+                    debugger.sendall(said)
+                    if not on:
                         os.close(terminal)
                         terminal = None
-        if terminal is not None:
-            os.close(terminal)
-        return self._stopped.fileno() not in ready
-
-    @staticmethod
-    def _pass_on(debugger: socket.socket, terminal: int | None) -> bool:
-        try:
-            data = debugger.recv(CHUNK)
-        except OSError:
-            return False
-        if terminal is not None:
-            os.write(terminal, data)
-        return bool(data)
+        except ConnectionError:
+            return  # the debugger left in the middle of something
+        finally:
+            if terminal is not None:
+                os.close(terminal)
 
     def _open(self) -> int | None:
         path = self._terminal()
@@ -98,16 +96,31 @@ class DebuggerPort:
             return None
         try:
             terminal = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
-        except OSError:
+        except FileNotFoundError:
             return None  # it went off meanwhile
         tty.setraw(terminal)
         return terminal
 
 
-def _read(terminal: int) -> bytes:
+def _ready(
+    reading: set[int], writing: set[int] | None = None, timeout: int | None = None
+) -> set[int]:
+    """Which of the files can be read or written."""
+    waiting = select.poll()
+    for file in reading:
+        waiting.register(file, READABLE | (select.POLLOUT if file in (writing or ()) else 0))
+    return {file for file, _ in waiting.poll(timeout)}
+
+
+def _exchange(terminal: int, to_guest: bytes) -> tuple[bytes, bytes, bool]:
+    """What the guest said, what it has not taken yet, and whether it still has power."""
     try:
-        return os.read(terminal, CHUNK)
+        if to_guest:
+            with suppress(BlockingIOError):
+                to_guest = to_guest[os.write(terminal, to_guest) :]
+        said = os.read(terminal, CHUNK)
     except BlockingIOError:
-        raise
-    except OSError:  # EIO: the other end is closed
-        return b""
+        return b"", to_guest, True
+    except OSError:  # EIO: QEMU has closed its end
+        return b"", b"", False
+    return said, to_guest, bool(said)

@@ -1,9 +1,9 @@
 """What libvirt and QEMU say of one machine, as signals.
 
 What counts as a boot where restarts are not held: a reset from outside, and a guest's own reset
-after a sign of life since the last one: its agent, a bug check, a byte on the console, or something
-read from the disk. Firmware answers a reset with one or two of its own before it boots; those
-count for nothing.
+after a sign of life since the last one: its agent, a bug check, or something read from the disk.
+Firmware answers a reset with one or two of its own before it reads the disk; those count for
+nothing. (A byte on the console would be no such sign: it comes late, by way of virtlogd.)
 """
 
 from __future__ import annotations
@@ -36,18 +36,20 @@ class DomainEvents:
         self.off.set()
         self.alive = threading.Event()
         """There was a sign of life since the last reset."""
+        self.resets = 0
         self.holds = False
         """A restart from inside leaves it off."""
         self._ended_by = ""
         self._asked = ""
         self._reset_by_lab = False
+        self._agent_is_up = False
 
     # What the backend does
 
     def begin(self, *, holds: bool) -> None:
         """The backend is about to switch it on; it is off."""
         self._ended_by = self._asked = ""
-        self._reset_by_lab = False
+        self._reset_by_lab = self._agent_is_up = False
         self.holds = holds
         self.alive.clear()
         self.off.clear()
@@ -94,12 +96,17 @@ class DomainEvents:
         self.off.set()
 
     def agent_connected(self, connected: bool) -> None:
-        """libvirt says that the agent is not there at each start, too."""
+        """libvirt says at each start, too, that no agent is there.
+
+        QEMU says it at most once a second: after a quick restart the word that the agent of the
+        boot before went away may be missing, or come late.
+        """
         if connected:
             self.alive.set()
-            self._signals.add(SignalKind.AGENT_UP, SOURCE)
-        elif self.alive.is_set() and not self.off.is_set():
-            self._signals.add(SignalKind.AGENT_DOWN, SOURCE)
+        elif not self._agent_is_up:
+            return
+        self._agent_is_up = connected
+        self._signals.add(SignalKind.AGENT_UP if connected else SignalKind.AGENT_DOWN, SOURCE)
 
     def monitor(self, event: str, details: dict[str, Any]) -> None:
         """QEMU's events (qapi/run-state.json)."""
@@ -117,9 +124,11 @@ class DomainEvents:
             self._reset(from_inside=bool(details.get("guest")))
 
     def _reset(self, *, from_inside: bool) -> None:
+        self.resets += 1
         if from_inside and not self.alive.is_set():
             return
         self.alive.clear()
+        self._agent_is_up = False
         detail = "guest-reset" if from_inside else "lab" if self._reset_by_lab else "host-reset"
         self._reset_by_lab = False
         self._signals.add(SignalKind.RESTART, QEMU, detail)

@@ -306,10 +306,12 @@ class LibvirtBackend(Backend):
             return self._machine is not None and self._find() is not None
 
     def hold_restart(self, hold: bool) -> None:
-        """See Backend."""
+        """See Backend. Where firmware may still reset, holding begins with the sign of life."""
         with self._power:
             self._events.holds = hold
-            self._set_hold(hold)
+            self._reset_passes = hold and not self._events.alive.is_set()
+            if not self._reset_passes:
+                self._set_hold(hold)
 
     def _set_hold(self, hold: bool) -> None:
         action = (
@@ -392,18 +394,16 @@ class LibvirtBackend(Backend):
     def _watch(self, machine: Provisioned) -> None:
         """Follows the console, looks for signs of life, and holds restarts again after a reset."""
         events = self._events
-        read_before = None
+        before: tuple[int, int] | None = None  # resets, and bytes read from the disk
         while not events.off.wait(WATCH_SECONDS):
-            if machine.console.follow():
-                events.alive.set()
-            if events.alive.is_set():
-                read_before = None
-            elif not events.holds or self._reset_passes:
+            machine.console.follow()
+            if (not events.holds or self._reset_passes) and not events.alive.is_set():
+                resets = events.resets
                 with suppress(libvirt.libvirtError, BackendError):  # it went off meanwhile
-                    read = self._disk_statistics()["rd_bytes"]
-                    if read_before is not None and read > read_before:
+                    now = resets, self._disk_statistics()["rd_bytes"]
+                    if before and now[0] == before[0] == events.resets and now[1] > before[1]:
                         events.alive.set()
-                    read_before = read_before or read
+                    before = now
             # Whoever switches it off holds the lock, and waits for this thread.
             if self._reset_passes and events.alive.is_set() and self._power.acquire(blocking=False):
                 try:
