@@ -176,6 +176,10 @@ class ContentSet:
     name: str
     files: tuple[ContentFile, ...]
 
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 by file name: what makes two sets the same."""
+        return {file.name: file.sha256 for file in self.files}
+
 
 class Candidate(Section):
     """A whole candidate.toml."""

@@ -104,7 +104,11 @@ def _parser() -> argparse.ArgumentParser:
         return with_lab(added)
 
     with_lab(
-        add("check", "lab.check:command", "what this machine lacks, and the command to get it")
+        add(
+            "check",
+            "lab.commands:check_machine",
+            "what this machine lacks, and the command to get it",
+        )
     )
     add(
         "demo",

@@ -1,4 +1,4 @@
-"""What `lab run` and `lab machines` do."""
+"""What `lab run`, `lab check` and `lab machines` do."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lab.candidate import Candidate, ContentSet, load_candidate, load_content
+from lab.check import check, print_findings
 from lab.config import Config, ConfigError, load_config
 from lab.lab import Lab, Say
 from lab.leases import Lease
@@ -101,16 +102,18 @@ def run_candidate(options: argparse.Namespace, say: Say) -> int:
 
 
 def print_result(run: Run) -> None:
-    """The report of each crash, every outcome, and the verdict."""
+    """The report of each bug, every outcome, and the verdict."""
+    shown: set[str] = set()
     for report in run.reports:
-        print(f"\n{report.to_text()}")
+        if report.bucket.id not in shown:
+            print(f"\n{report.to_text()}")
+        shown.add(report.bucket.id)
     print()
     for one in run.record.outcomes:
         print(f"  {one.outcome:14} {one.what}{f': {one.reason}' if one.reason else ''}")
     if run.record.recovered is not None:
-        print(
-            f"  {'the machine':14} {'came back healthy' if run.record.recovered else 'did not come back'}"
-        )
+        state = "came back healthy" if run.record.recovered else "did not come back"
+        print(f"  {'the machine':14} {state}")
     print(f"\n{str(run.verdict).upper()}   (record and evidence: {_shown(run.folder)})")
     if any(not one.is_product for one in (entry.outcome for entry in run.record.outcomes)):
         print("Part of this is the lab's own failure: see the reasons above.")
@@ -119,6 +122,18 @@ def print_result(run: Run) -> None:
 def _shown(path: Path) -> str:
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def check_machine(options: argparse.Namespace, say: Say) -> int:
+    """`lab check`: looks at this machine, and at the lab where there is one. 0 if it can work."""
+    try:
+        config = load_config(options.lab)
+    except ConfigError as error:
+        if options.lab is not None:
+            raise
+        say(f"Without a lab: {error}")
+        config = None
+    return 0 if print_findings(check(config)) else 1
 
 
 def machines(options: argparse.Namespace, say: Say) -> int:

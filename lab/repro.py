@@ -43,7 +43,7 @@ def _contents_again(lab: Lab, record: Record, options: argparse.Namespace, say: 
     _unchanged("candidate", record.candidate_identity, candidate.identity())
     contents = [load_content(Path(one)) for one in record.scenario.contents]
     for before, now in zip(record.contents, contents, strict=True):
-        _unchanged(f"content {now.name}", before, {one.name: one.sha256 for one in now.files})
+        _unchanged(f"content {now.name}", before, now.hashes())
     image = lab.images.image(record.image, say)
     lab.images.verify(image, record.image_identity)
     wanted = _how_it_went(record)

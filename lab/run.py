@@ -75,7 +75,7 @@ class Run:
             image=image.name,
             candidate=str(candidate.file) if candidate else None,
             candidate_identity=candidate.identity() if candidate else {},
-            contents=[{file.name: file.sha256 for file in one.files} for one in contents],
+            contents=[one.hashes() for one in contents],
             scenario=scenario,
             repeats=repeats,
             machine={"slot": lease.slot, "lease_token": lease.token},
@@ -140,8 +140,10 @@ class Run:
         self.installed = True
         self._steps().install()
         self.content = candidate.default_content()
-        if content is not None and self.content is not None and content.files != self.content.files:
-            self.update_content(content)
+        if content is not None and self.content is not None:
+            if content.hashes() != self.content.hashes():
+                self.update_content(content)
+            self.content = content
 
     def update_content(self, content: ContentSet, activation: Activation | None = None) -> None:
         """Puts a content set on, and watches it being taken in.
