@@ -192,7 +192,13 @@ class Run:
         outcome = outcome_of(error)
         reason = str(error)
         if self.machine.unsealed_boot is not None or isinstance(error, MachineDown | HungError):
-            crash = self.take_evidence(error)
+            try:
+                crash = self.take_evidence(error)
+            except LabError:
+                if self.machine.crash_signalled(self.machine.boot):
+                    outcome = Outcome.CRASHED
+                self.note_outcome(what, outcome, reason)
+                raise
             if crash is not None:
                 reason = crash.summary
             if self.machine.crash_signalled(self.machine.boot) or (crash and crash.bug_check):
@@ -204,10 +210,16 @@ class Run:
     def note_outcome(self, what: str, outcome: Outcome, reason: str = "") -> None:
         """Adds an outcome to the record."""
         self.record.outcomes.append(OutcomeRecord(what=what, outcome=outcome, reason=reason))
+        self._conclude()
         self.record.save(self.folder)
 
+    def _conclude(self) -> None:
+        outcomes = [one.outcome for one in self.record.outcomes]
+        self.record.outcome = worst(outcomes) if outcomes else None
+        self.record.verdict = verdict_of(outcomes)
+
     def take_evidence(self, error: BaseException) -> CrashRecord | None:
-        """Collects and triages; None where this boot's evidence is sealed already."""
+        """Collects and triages; None where that was done or tried for this boot already."""
         assert self._collector is not None
         machine = self.machine
         if any(one.boot == machine.boot for one in self.record.crashes):
@@ -224,10 +236,13 @@ class Run:
         )
         try:
             evidence = self._collector.collect(cause)
-        except EvidenceError as lost:
+        except BaseException as lost:  # also Ctrl-C: it is tried once
+            folder = lost.evidence.folder if isinstance(lost, EvidenceError) else self.folder
             self.record.crashes.append(
                 CrashRecord(
-                    boot=machine.boot, evidence=lost.evidence.folder.name, summary=str(lost)
+                    boot=machine.boot,
+                    evidence=str(folder.relative_to(self.folder)),
+                    summary=f"its evidence is incomplete: {str(lost) or type(lost).__name__}",
                 )
             )
             self.record.save(self.folder)
@@ -345,9 +360,7 @@ class Run:
                 OutcomeRecord(what="giving back", outcome=left.outcome, reason=str(left))
             )
         finally:
-            outcomes = [one.outcome for one in record.outcomes]
-            record.outcome = worst(outcomes)
-            record.verdict = verdict_of(outcomes)
+            self._conclude()
             record.ended = datetime.now(UTC).isoformat()
             record.save(self.folder)
 

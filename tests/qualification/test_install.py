@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from lab.identity import check_gone
+import pytest
 
 from lab.candidate import Candidate
+from lab.identity import check_gone
 from lab.machine import Machine
 from lab.run import Run
 
@@ -31,11 +32,19 @@ def test_survives_a_power_cut(sensor: Run) -> None:
     sensor.check("after a power cut")
 
 
-def test_uninstalls(sensor: Run) -> None:
+@pytest.fixture
+def _uninstallable(candidate: Candidate) -> None:
+    if not candidate.uninstall:
+        pytest.skip("candidate.toml has no [[uninstall]] steps")
+
+
+@pytest.mark.usefixtures("_uninstallable")
+def test_uninstalls(sensor: Run, candidate: Candidate) -> None:
     sensor.uninstall()
-    check_gone(sensor.machine, sensor.needs_candidate())
+    check_gone(sensor.machine, candidate)
 
 
+@pytest.mark.usefixtures("_uninstallable")
 def test_installs_again_after_uninstalling(sensor: Run) -> None:
     sensor.uninstall()
     sensor.install()
