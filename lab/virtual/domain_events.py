@@ -17,8 +17,6 @@ import libvirt
 from lab.backend import BackendError
 from lab.signals import SignalKind, SignalLog
 
-EVENT_SECONDS = 60.0
-"""For libvirt's word that a machine is off, after it was switched off."""
 SOURCE = "libvirt"
 QEMU = "qemu"
 
@@ -26,12 +24,12 @@ QEMU = "qemu"
 class DomainEvents:
     """The Listener of one slot. Its methods are called in libvirt's event thread.
 
-    is_on: whether the domain runs; may block, and is asked after the connection was away only.
+    still_runs: whether the domain runs; may block, and is asked after the connection was away only.
     """
 
-    def __init__(self, signals: SignalLog, is_on: Callable[[], bool]) -> None:
+    def __init__(self, signals: SignalLog, still_runs: Callable[[], bool]) -> None:
         self._signals = signals
-        self._is_on = is_on
+        self._still_runs = still_runs
         self.off = threading.Event()
         self.off.set()
         self.alive = threading.Event()
@@ -70,10 +68,11 @@ class DomainEvents:
         """The backend is about to press the reset button."""
         self._reset_by_lab = True
 
-    def wait_until_off(self) -> None:
-        """Waits until libvirt has said that it is off; its signal is added then."""
-        if not self.off.wait(EVENT_SECONDS):
-            raise BackendError(f"libvirt did not say within {EVENT_SECONDS:g} s that it is off")
+    def gone(self) -> None:
+        """It is off, and libvirt did not say so."""
+        if not self.off.is_set():
+            self._signals.add(SignalKind.POWER_OFF, SOURCE, self._asked or "libvirt has lost it")
+            self.off.set()
 
     # What libvirt says
 
@@ -141,7 +140,7 @@ class DomainEvents:
         if self.off.is_set():
             return
         try:
-            runs = self._is_on()
+            runs = self._still_runs()
         except BackendError as error:
             self.connection_lost(str(error))
             return
@@ -152,8 +151,7 @@ class DomainEvents:
         elif runs:
             self.connection_lost("libvirt was away, and the machine may have restarted meanwhile")
         else:
-            self.connection_lost("libvirt was away, and the machine went off meanwhile")
-            self.off.set()
+            self.connection_lost("libvirt was away, and the machine ended meanwhile")
 
     def connection_lost(self, reason: str) -> None:
         """See Listener."""

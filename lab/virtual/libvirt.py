@@ -52,6 +52,9 @@ from lab.virtual.screen import as_png
 
 WATCH_SECONDS = 0.05
 """How often the console and the signs of life are looked at."""
+EVENT_SECONDS = 10.0
+"""For libvirt's word that a machine is off, after it was switched off. A libvirtd that has just
+begun anew may forget to say it."""
 KEY_MILLISECONDS = 100
 PEEK_BYTES = 65536
 """The most that libvirt reads of a guest's memory at once."""
@@ -107,7 +110,7 @@ class LibvirtBackend(Backend):
         self._connection = connection
         self._daemon = daemon
         self._slot = slot
-        self._events = DomainEvents(signals, self.is_on)
+        self._events = DomainEvents(signals, self._still_runs)
         self._machine: Provisioned | None = None
         self._power = threading.RLock()  # one power operation at a time
         self._agent = threading.Lock()  # one agent command at a time
@@ -295,7 +298,11 @@ class LibvirtBackend(Backend):
             self._wait_until_off()
 
     def _wait_until_off(self) -> None:
-        self._events.wait_until_off()
+        """Returns when libvirt has said that it is off, and its signal is there."""
+        if not self._events.off.wait(EVENT_SECONDS):
+            if self.is_on():
+                raise BackendError(f"{self.address()} does not go off; look what libvirtd logged")
+            self._events.gone()
         if self._watcher is not None:
             self._watcher.join()
             self._watcher = None
@@ -304,6 +311,18 @@ class LibvirtBackend(Backend):
         """See Backend."""
         with asking(f"look whether {self.address()} is on"):
             return self._machine is not None and self._find() is not None
+
+    def _still_runs(self) -> bool:
+        """After libvirtd began anew, which asks QEMU first."""
+        with asking(f"look what {self.address()} does"):
+            try:
+                self._disk_statistics()  # waits for that
+                state, _ = self._domain().state()
+            except libvirt.libvirtError as error:
+                if _is_gone(error):
+                    return False
+                raise
+            return bool(state == libvirt.VIR_DOMAIN_RUNNING)
 
     def hold_restart(self, hold: bool) -> None:
         """See Backend. Where firmware may still reset, holding begins with the sign of life."""
@@ -558,11 +577,15 @@ def suppress_gone() -> Iterator[None]:
     try:
         yield
     except libvirt.libvirtError as error:
-        if error.get_error_code() not in {
-            libvirt.VIR_ERR_NO_DOMAIN,
-            libvirt.VIR_ERR_OPERATION_INVALID,
-        }:
+        if not _is_gone(error):
             raise
+
+
+def _is_gone(error: libvirt.libvirtError) -> bool:
+    return error.get_error_code() in {
+        libvirt.VIR_ERR_NO_DOMAIN,
+        libvirt.VIR_ERR_OPERATION_INVALID,
+    }
 
 
 def _run(*command: str) -> None:
