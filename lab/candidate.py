@@ -176,6 +176,11 @@ class ContentSet:
     name: str
     files: tuple[ContentFile, ...]
 
+    def beside(self, earlier: ContentSet | None) -> ContentSet:
+        """Both together, as they lie on a machine: a file replaces an earlier one of its name."""
+        files = {file.name: file for one in (earlier, self) if one for file in one.files}
+        return ContentSet(self.name, tuple(files[name] for name in sorted(files)))
+
     def hashes(self) -> dict[str, str]:
         """SHA-256 by file name: what makes two sets the same."""
         return {file.name: file.sha256 for file in self.files}

@@ -140,10 +140,10 @@ class Run:
         self.installed = True
         self._steps().install()
         self.content = candidate.default_content()
-        if content is not None and self.content is not None:
-            if content.hashes() != self.content.hashes():
-                self.update_content(content)
-            self.content = content
+        if content is not None and (
+            self.content is None or content.hashes() != self.content.hashes()
+        ):
+            self.update_content(content)
 
     def update_content(self, content: ContentSet, activation: Activation | None = None) -> None:
         """Puts a content set on, and watches it being taken in.
@@ -155,7 +155,7 @@ class Run:
         self.say(f"New content: {content.name} ({', '.join(file.name for file in content.files)})")
         # From here on either set may be on the disk; a check before the end would say which.
         self._steps().put_content(content, activation)
-        self.content = content
+        self.content = content.beside(self.content)
 
     def restart(self) -> None:
         """An announced restart with all that is installed."""

@@ -19,12 +19,12 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture
-def lab(folder: Path) -> TestLab:
+def own_lab(folder: Path) -> TestLab:
     """A lab with one machine and the image as it is."""
     return make_lab(folder)
 
 
 @pytest.fixture
-def sensor(folder: Path) -> Path:
+def sensor_file(folder: Path) -> Path:
     """The example sensor's candidate.toml; its content settles in two seconds."""
     return make_candidate(folder, changes={"settle_seconds = 4": "settle_seconds = 2"})

@@ -23,8 +23,8 @@ STORY = [
     r"booted",
     r"Installing sensor",
     r"Driver and content are the candidate's \(after installation\)",
-    r"New content: killer",
     r"validator accepts C-00000291-00000032\.sys",
+    r"New content: killer",
     r"stopped with a bug check",
     r"pagefile\.sys: .* this boot's",
     r"bug check 0x50 PAGE_FAULT_IN_NONPAGED_AREA: sensor!MatchField \[\S*process\.c @ \d+\]",
@@ -105,31 +105,31 @@ def test_nothing_is_left(story: tuple[TestLab, str]) -> None:
     assert "Nothing to clean" in lab.lab("clean", exit_code=0).stdout
 
 
-def test_benign_content_may_ship(lab: TestLab, sensor: Path) -> None:
-    printed = lab.run(sensor, "benign", exit_code=0).stdout
+def test_benign_content_may_ship(own_lab: TestLab, sensor_file: Path) -> None:
+    printed = own_lab.run(sensor_file, "benign", exit_code=0).stdout
     assert "SHIP" in printed
-    assert {one.outcome for one in lab.record().outcomes} == {Outcome.PASSED}
+    assert {one.outcome for one in own_lab.record().outcomes} == {Outcome.PASSED}
 
 
-def test_the_fixed_sensor_survives_the_killer(lab: TestLab, folder: Path) -> None:
+def test_the_fixed_sensor_survives_the_killer(own_lab: TestLab, folder: Path) -> None:
     fixed = make_candidate(folder, "b-o2", changes={"settle_seconds = 4": "settle_seconds = 2"})
-    lab.run(fixed, "benign", "killer", exit_code=0)
+    own_lab.run(fixed, "benign", "killer", exit_code=0)
 
 
-def test_next_boot_activation(lab: TestLab, sensor: Path) -> None:
-    done = lab.lab(
-        "run", "--candidate", sensor, "--content", CONTENT / "benign",
+def test_next_boot_activation(own_lab: TestLab, sensor_file: Path) -> None:
+    done = own_lab.lab(
+        "run", "--candidate", sensor_file, "--content", CONTENT / "benign",
         "--content", CONTENT / "killer", "--activation", "next-boot", exit_code=1,
     )  # fmt: skip
     assert "HOLD" in done.stdout
-    assert lab.record().crashes[0].bug_check == "0x50"
+    assert own_lab.record().crashes[0].bug_check == "0x50"
 
 
-def test_saved_memory_is_a_known_state(lab: TestLab, sensor: Path) -> None:
+def test_saved_memory_is_a_known_state(own_lab: TestLab, sensor_file: Path) -> None:
     for _ in range(2):  # the second time it is there already
-        lab.lab(
-            "run", "--candidate", sensor, "--content", CONTENT / "benign", "--with-memory",
+        own_lab.lab(
+            "run", "--candidate", sensor_file, "--content", CONTENT / "benign", "--with-memory",
             exit_code=0,
         )  # fmt: skip
-        (clock,) = [one for one in lab.record().clock_settings if one["boot"] == "1"]
+        (clock,) = [one for one in own_lab.record().clock_settings if one["boot"] == "1"]
         assert clock["before"] < clock["set_to"]
