@@ -58,6 +58,24 @@ class Holder:
         self.process.stdin.flush()
         return self.line()
 
+    def stop(self, database: Path) -> None:
+        """Stops it, but not within a transaction: that would lock the others out."""
+
+        def is_stopped_outside() -> bool:
+            self.process.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, self.process.pid, os.WSTOPPED)
+            connection = sqlite3.connect(database, timeout=0, isolation_level=None)
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                self.process.send_signal(signal.SIGCONT)
+                return False
+            finally:
+                connection.close()
+            return True
+
+        wait_for("a moment outside of transactions", is_stopped_outside, DEADLINE)
+
     def output(self) -> list[str]:
         return self.process.communicate(timeout=120)[0].split()
 
@@ -239,7 +257,7 @@ def test_a_stopped_holder_is_lost_and_followed_only_after_expiry_and_margin(
     holder = start("hold", database, "vm", "3", "0.5")
     assert holder.line() == "held 1"
     assert holder.confirm() == "fine"
-    holder.process.send_signal(signal.SIGSTOP)
+    holder.stop(database)
     store = open_store(database, expiry=LONG, margin=0.5)
     expires_at = store.holdings()[0].expires_at
     with acquire(store, wait=DEADLINE) as lease:
@@ -256,7 +274,7 @@ def test_an_expired_lease_is_lost_though_nobody_followed(
 ) -> None:
     holder = start("hold", database, "vm", "2", "0.5")
     assert holder.line() == "held 1"
-    holder.process.send_signal(signal.SIGSTOP)
+    holder.stop(database)
     store = open_store(database)
     wait_for("the expiry", lambda: store.holdings()[0].state == "expired", DEADLINE)
     holder.process.send_signal(signal.SIGCONT)
@@ -330,7 +348,7 @@ def test_a_request_that_stopped_asking_lets_others_pass(
     with acquire(store):
         stopped = start("hold", database, "vm", str(LONG), "1")
         wait_for("its request", lambda: _requests(database), DEADLINE)
-        stopped.process.send_signal(signal.SIGSTOP)
+        stopped.stop(database)
     with acquire(store, wait=DEADLINE):
         stopped.process.send_signal(signal.SIGCONT)
     assert stopped.line() == "held 3"
