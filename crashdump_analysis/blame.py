@@ -156,5 +156,5 @@ def _reason(
         return f"{frame.module} went to an address where no module is", "high"
     skipped = dict.fromkeys(one.module or "no module" for one in stack[start:index])
     if skipped:
-        return f"{frame.module} is the first above {', '.join(skipped)}", "medium"
+        return f"{frame.module} is the first on the stack behind {', '.join(skipped)}", "medium"
     return f"{frame.module} is on top of the stack", "medium"

@@ -1,0 +1,472 @@
+"""Triage of every crash: right by the sensor's sources, and the same as Microsoft's engine says.
+
+The sources, the image files and the way of crashing are known. Microsoft's engine is asked only
+where its terms were accepted; what it must agree on is bug check, parameters, modules, registers
+and every frame.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path, PureWindowsPath
+
+import jsonschema
+import pefile
+import pytest
+
+from crashdump_analysis import Report, State, check_dump, read_header, triage
+from crashdump_analysis.dump import open_dump
+from crashdump_analysis.engines import StackFrame as EngineFrame
+from crashdump_analysis.image_identity import expected_image, image_identity, loaded_image
+from crashdump_analysis.memory import Memory
+from crashdump_analysis.modules import loaded_modules
+from crashdump_analysis.report import SCHEMA, StackFrame
+from images.contract import Contract
+from images.test_kernel.build import BUILT, PAGEFILE_PATH, build_image
+from images.test_kernel.registry import CrashDump, Settings
+from tests.integration.conftest import CrashFactory, MachineFactory
+from tests.oracle.dbgeng import judge
+from tests.support.crashes import Crash
+from tests.support.disk import dump_in_pagefile
+from tests.support.libvirt import Domain, Libvirt
+from tests.support.sensor import (
+    CRASHES,
+    KINDS,
+    VARIANTS,
+    WITH_THE_BUG,
+    built,
+    content_files,
+    sensor_driver,
+    source_function,
+    source_line,
+)
+from tests.support.symbols import Place, export, places
+from tests.support.waiting import wait_for
+
+every_crash = pytest.mark.parametrize(("kind", "variant"), CRASHES)
+every_bug = pytest.mark.parametrize(
+    ("kind", "variant"), [one for one in CRASHES if KINDS[one[0]].frames]
+)
+KERNEL = BUILT / "ntoskrnl.exe"
+PDBS = {"nt": BUILT / "ntkrnlmp.pdb"}
+KTRAP_FRAME = {
+    "rax": 0x30,
+    "rcx": 0x38,
+    "rdx": 0x40,
+    "r8": 0x48,
+    "r9": 0x50,
+    "r10": 0x58,
+    "r11": 0x60,
+}
+"""Offsets of the volatile registers (public symbols)."""
+HEADS = {"killer": "AV_R_INVALID", "freed": "AV", "exception": "AV", "hang": "0x133_DPC"}
+"""What WinDbg's grammar puts before the module in the bucket of each bug."""
+
+
+def reported(crash: Crash, variant: str) -> Report:
+    return triage(crash.dump, symbols=[BUILT, built(variant)])
+
+
+@every_crash
+def test_header_and_completeness(
+    crash_of: CrashFactory, kind: str, variant: str, contract: Contract
+) -> None:
+    crash, what = crash_of(kind, variant), KINDS[kind]
+    found = check_dump(crash.dump)
+    assert (found.state, found.size) == (State.COMPLETE, found.required)
+    with crash.dump.open("rb") as file:
+        header = read_header(file)
+    assert header == found.header
+    assert header.bug_check_code == what.stop_code
+    assert header.required_size == crash.dump.stat().st_size
+    assert (header.build, header.processors) == (contract.os.build, contract.hardware.processors)
+    assert header.time is not None
+    assert header.uptime is not None
+    assert 0 < header.uptime.total_seconds() < contract.deadlines.boot_to_agent
+
+
+@every_crash
+def test_report(crash_of: CrashFactory, kind: str, variant: str) -> None:
+    crash, what = crash_of(kind, variant), KINDS[kind]
+    report = reported(crash, variant)
+    jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text())).validate(report.to_dict())
+    assert report.warnings == ()
+    assert report.bug_check.code == what.stop_code
+    assert f"{report.bug_check.name}\n" in crash.screen_text
+    for one in report.bug_check.parameters:
+        assert f"{one.value:016X}" in crash.screen_text
+    assert [one.image for one in report.modules] == ["ntoskrnl.exe", "sensor.sys"]
+    for module, file in zip(report.modules, (KERNEL, built(variant) / "sensor.sys"), strict=True):
+        with pefile.PE(str(file), fast_load=True) as image:
+            assert module.size == image.OPTIONAL_HEADER.SizeOfImage
+            assert module.timestamp == image.FILE_HEADER.TimeDateStamp
+    stack = report.stack
+    assert (stack[0].module, stack[0].function, stack[0].offset) == ("nt", "KeBugCheckEx", 0)
+    assert stack[-1].function in ("KiStartSystemThread", "KiSystemStartup")
+    assert not any(one.guess for one in stack)
+    frames = [one for one in stack if one.module == "sensor"]
+    assert [one.function for one in frames] == list(what.frames)
+    for frame in frames:
+        source = source_function(frame.function or "")
+        assert frame.line in source.lines
+        assert PureWindowsPath(frame.file or "").name == source.file
+
+
+@every_bug
+def test_culprit(crash_of: CrashFactory, kind: str, variant: str) -> None:
+    crash, what = crash_of(kind, variant), KINDS[kind]
+    report = reported(crash, variant)
+    culprit, context = report.culprit, report.context
+    assert (culprit.module, culprit.function) == ("sensor", what.frames[0])
+    assert culprit.confidence == "high"
+    source = source_function(what.frames[0])
+    assert PureWindowsPath(culprit.file or "").name == source.file
+    assert culprit.line in source.lines
+    if what.culprit:
+        assert culprit.line == source_line(*what.culprit)
+    fault = report.stack[context.frame]
+    assert fault.trapped
+    assert (fault.module, fault.function) == ("sensor", what.frames[0])
+    assert context.instruction == fault.instruction == context.registers["rip"]
+    assert context.registers["rsp"] == fault.stack_pointer
+    assert context.module == "sensor"
+    # The parameter of the bug check that is this instruction's address.
+    number = {0x50: 2, 0xD1: 3, 0x7E: 1}.get(what.stop_code)
+    if number is not None:
+        assert report.bug_check.parameters[number].value == context.instruction
+
+
+@pytest.mark.parametrize(("kind", "variant"), [one for one in CRASHES if not KINDS[one[0]].frames])
+def test_no_culprit(crash_of: CrashFactory, kind: str, variant: str) -> None:
+    report = reported(crash_of(kind, variant), variant)
+    assert report.culprit.module is None
+    assert report.culprit.confidence == "none"
+    assert report.bucket.id == f"0x{KINDS[kind].stop_code:X}"
+    assert report.bucket.frames == ()
+
+
+def test_families_are_the_labelled_bugs(crash_of: CrashFactory) -> None:
+    """One bug has one bucket and one family in each variant, and shares them with no other."""
+    families: dict[str, set[str]] = {}
+    buckets: dict[str, set[str]] = {}
+    for kind, variant in CRASHES:
+        bucket = reported(crash_of(kind, variant), variant).bucket
+        families.setdefault(bucket.family, set()).add(kind)
+        buckets.setdefault(f"{bucket.id} {bucket.hash}", set()).add(kind)
+    for keys in (families, buckets):
+        assert len(keys) == len(KINDS)
+        assert sorted(map(sorted, keys.values())) == [[kind] for kind in sorted(KINDS)]
+    assert {name.split()[0] for name in buckets if "sensor" in name} == {
+        f"{HEADS[kind]}_sensor!{KINDS[kind].frames[0]}" for kind in HEADS
+    }
+
+
+@every_bug
+def test_without_symbols_module_and_offset_are_left(
+    crash_of: CrashFactory, kind: str, variant: str
+) -> None:
+    """The same stack without names; the family holds for the build, and says so."""
+    crash = crash_of(kind, variant)
+    named, bare = reported(crash, variant), triage(crash.dump)
+    assert bare.culprit.module == "sensor"
+    assert bare.culprit.function is None
+    assert bare.context == _without_inline_frames(named).context
+    assert [
+        (one.module, one.instruction, one.stack_pointer, one.trapped) for one in bare.stack
+    ] == [
+        (one.module, one.instruction, one.stack_pointer, one.trapped)
+        for one in _without_inline_frames(named).stack
+    ]
+    assert "of build" in bare.bucket.family
+    assert any("no symbol path" in one for one in bare.warnings)
+
+
+def _without_inline_frames(report: Report) -> Report:
+    before = [one for one in report.stack[: report.context.frame] if not one.inline]
+    return Report(
+        **{
+            **{name: getattr(report, name) for name in report.__dataclass_fields__},
+            "stack": tuple(one for one in report.stack if not one.inline),
+            "context": type(report.context)(**{**asdict(report.context), "frame": len(before)}),
+        }
+    )
+
+
+def test_without_symbols_builds_have_different_families(crash_of: CrashFactory) -> None:
+    families = {triage(crash_of("freed", one).dump).bucket.family for one in VARIANTS}
+    assert len(families) == len(VARIANTS)
+
+
+def test_symbols_of_another_build_are_refused(crash_of: CrashFactory) -> None:
+    report = triage(crash_of("killer", "a-o2").dump, symbols=[BUILT, built("a-shifted")])
+    assert report.culprit.module == "sensor"
+    assert report.culprit.function is None
+    assert any("of another build" in one for one in report.warnings)
+
+
+@pytest.mark.parametrize("variant", WITH_THE_BUG)
+def test_the_loaded_images_are_the_files(crash_of: CrashFactory, variant: str) -> None:
+    files = {"nt": KERNEL, "sensor": built(variant) / "sensor.sys"}
+    with open_dump(crash_of("killer", variant).dump) as dump:
+        memory = Memory(dump.pages, dump.header.directory_table_base)
+        modules, _ = loaded_modules(memory, dump.header.ps_loaded_module_list)
+        for module in modules:
+            file = files[module.name]
+            loaded = image_identity(loaded_image(memory, module, file))
+            assert loaded == image_identity(expected_image(file))
+        (sensor,) = [one for one in modules if one.name == "sensor"]
+        for other in set(VARIANTS) - {variant}:
+            # Another build's file is laid out otherwise; wherever that leads, it is not this one.
+            file = built(other) / "sensor.sys"
+            assert image_identity(expected_image(file)) != image_identity(
+                loaded_image(memory, sensor, files["sensor"])
+            )
+
+
+# Microsoft's engine. Where it and the report are made to differ, a rule says how.
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A frame as an engine shows it: names, and where the instruction and stack pointer are."""
+
+    module: str | None
+    function: str | None
+    file: str
+    line: int | None
+    offset: int | None
+    instruction: int
+    stack_pointer: int
+    inline: bool
+
+
+def shown_by_engine(frame: EngineFrame) -> Shown:
+    return Shown(
+        frame["module"],
+        frame["function"],
+        _file_name(frame["file"]),
+        frame["line"],
+        None if frame["inline"] else frame["displacement"],
+        frame["instruction"],
+        frame["child_sp"],
+        frame["inline"],
+    )
+
+
+def _file_name(path: str | None) -> str:
+    return PureWindowsPath((path or "").replace("/", "\\")).name
+
+
+def engine_places(pdb: Path, rva: int, *, first: bool) -> list[Place]:
+    """What this engine shows at an instruction: it looks at two addresses.
+
+    A function's own line is that of the instruction the frame names, so after a call it is the
+    line behind the call. Functions inlined there, and their lines, are those of the byte before it
+    as long as that is in the same function: right after a call, one byte early where the
+    instruction was interrupted. In the first frame, where the processor was, nothing is inlined
+    that is not at the instruction itself. The report looks at the byte before a return address and
+    at an interrupted instruction itself.
+    """
+    at, before = places(pdb, rva), places(pdb, rva if first else rva - 1)
+    if not before or before[-1].function != at[-1].function:
+        before = at
+    return [*before[:-1], at[-1]]
+
+
+def expected_of_engine(report: Report, pdbs: dict[str, Path]) -> list[Shown]:
+    """The report's stack as the engine should show it."""
+    bases = {one.name: one.base for one in report.modules}
+    expected = []
+    groups = groupby(report.stack, lambda one: (one.instruction, one.stack_pointer))
+    for number, (_, group) in enumerate(groups):
+        *_, own = group  # the function itself, behind those inlined in it
+        assert own.module is not None
+        rva = own.instruction - bases[own.module]
+        *inlined, place = engine_places_or_own(pdbs[own.module], rva, own, first=number == 0)
+        for one in inlined:
+            expected.append(_shown(own, one, inline=True))
+        expected.append(_shown(own, place, inline=False))
+    return expected
+
+
+def engine_places_or_own(pdb: Path, rva: int, own: StackFrame, *, first: bool) -> list[Place]:
+    """As `engine_places`, but a function without lines is shown as the report has it."""
+    if own.file is None:
+        return [Place(own.function or "", "", 0)]
+    return engine_places(pdb, rva, first=first)
+
+
+def _shown(own: StackFrame, place: Place, *, inline: bool) -> Shown:
+    return Shown(
+        own.module,
+        place.function,
+        _file_name(place.file),
+        place.line or None,
+        None if inline else own.offset,
+        own.instruction,
+        own.stack_pointer,
+        inline,
+    )
+
+
+def test_the_engines_rule_about_inlined_functions() -> None:
+    """It is needed: there are instructions at which the byte before tells another story."""
+    pdb = built("a-inlined") / "sensor.pdb"
+    differing = same = 0
+    with pefile.PE(str(pdb.with_name("sensor.sys")), fast_load=True) as image:
+        (text,) = [one for one in image.sections if one.Name.startswith(b".text")]
+    for rva in range(text.VirtualAddress + 1, text.VirtualAddress + text.Misc_VirtualSize):
+        try:
+            at = places(pdb, rva)
+            shown = engine_places(pdb, rva, first=False) if at else []
+        except TypeError:
+            continue  # no lines there
+        if shown:
+            assert shown[-1] == at[-1]
+            differing += shown != at
+            same += shown == at
+    assert differing > 100
+    assert same > differing
+
+
+@every_crash
+def test_microsofts_engine_agrees(crash_of: CrashFactory, kind: str, variant: str) -> None:
+    engine = judge()
+    crash = crash_of(kind, variant)
+    folders = [BUILT, built(variant)]
+    engine.open(crash.dump, symbols=folders, images=folders)
+    theirs, ours = engine.report(), reported(crash, variant)
+    assert ours.bug_check.raw_code == theirs["bug_check"]["code"]
+    assert [one.value for one in ours.bug_check.parameters] == theirs["bug_check"]["parameters"]
+    assert sorted(
+        (one.name, one.base, one.size, one.timestamp, one.checksum) for one in ours.modules
+    ) == sorted(
+        (one["name"], one["base"], one["size"], one["timestamp"], one["checksum"])
+        for one in theirs["modules"]
+        if not one["unloaded"]
+    )
+    system = theirs["system"]
+    assert (ours.machine.build, ours.machine.processors) == (system["build"], system["processors"])
+    assert ours.machine.build_lab in system["build_text"] or system["build_text"] in (
+        ours.machine.build_lab
+    )
+    assert ours.dump.time is not None
+    assert int(ours.dump.time.timestamp()) == system["time"]
+    pdbs = {**PDBS, "sensor": built(variant) / "sensor.pdb"}
+    assert expected_of_engine(ours, pdbs) == [shown_by_engine(one) for one in theirs["stack"]]
+
+
+@every_bug
+def test_microsofts_engine_agrees_on_the_fault(
+    crash_of: CrashFactory, kind: str, variant: str
+) -> None:
+    """Registers at the fault, by the records that `.trap` and `.cxr` are given."""
+    engine = judge()
+    crash = crash_of(kind, variant)
+    folders = [BUILT, built(variant)]
+    engine.open(crash.dump, symbols=folders, images=folders)
+    ours = reported(crash, variant)
+    if kind == "hang":
+        # Found by walking, which the test of the stack compares.
+        assert ours.context.source == "the first interrupt on the stack"
+        return
+    record = int(ours.context.source.partition(" at ")[2].split()[0], 16)
+    if kind == "exception":
+        names = ["rip", "rsp", *KTRAP_FRAME]
+        theirs = engine.context_record(record)["registers"]
+    else:
+        names = ["rip", "rsp", "rbp"]
+        theirs = engine.trap_frame(record)["registers"]
+        # `.trap` shows these as zero where a byte of the frame says that they were not saved, and
+        # that byte is not always written. So they are compared in memory, as the engine reads it.
+        saved = engine.read([(record + offset, 8) for offset in KTRAP_FRAME.values()])
+        for name, data in zip(KTRAP_FRAME, saved, strict=True):
+            assert data is not None
+            assert ours.context.registers[name] == int.from_bytes(data, "little")
+    assert {one: ours.context.registers[one] for one in names} == {
+        one: theirs[one] for one in names
+    }
+
+
+def test_the_first_frame_is_the_entry_of_kebugcheckex(crash_of: CrashFactory) -> None:
+    report = reported(crash_of("killer", "a-o2"), "a-o2")
+    base = next(one.base for one in report.modules if one.name == "nt")
+    assert report.stack[0].instruction == base + export(KERNEL, "KeBugCheckEx")
+
+
+def names_of(stack: Sequence[StackFrame]) -> list[str]:
+    return [f"{one.module}!{one.function}" for one in stack]
+
+
+def test_an_nmi_shows_what_ran_across_stacks(crash_of: CrashFactory) -> None:
+    """An NMI has a stack of its own; the walk goes on on the one it interrupted."""
+    stack = reported(crash_of("nmi", "a-o2"), "a-o2").stack
+    assert "nt!KiNmiInterrupt" in names_of(stack)
+    (place,) = [at for at, one in enumerate(stack) if one.trapped and not one.inline]
+    assert abs(stack[place].stack_pointer - stack[place - 1].stack_pointer) > 0x10000
+
+
+def test_a_complete_dump(
+    libvirt: Libvirt, domain_of: MachineFactory, contract: Contract, tmp_path: Path
+) -> None:
+    """Type 1, with all of memory in it."""
+    image = build_image(
+        libvirt.new_image_path(),
+        drivers=[sensor_driver("a-inlined")],
+        files=content_files("killer"),
+        settings=Settings(auto_reboot=False, dump=CrashDump.COMPLETE),
+    )
+    domain = domain_of(image)
+    domain.start()
+    domain.wait_for_crash(contract.deadlines.boot_to_agent)
+    wait_for(
+        "the screen to say that the dump is complete",
+        lambda: "dump complete" in domain.screen_text(),
+        contract.deadlines.dump_writing,
+    )
+    path = tmp_path / "complete.dmp"
+    with domain.disk() as disk:
+        path.write_bytes(dump_in_pagefile(disk.read(PAGEFILE_PATH)))
+    report = triage(path, symbols=[BUILT, built("a-inlined")])
+    assert (report.dump.type, report.warnings) == (1, ())
+    assert check_dump(path).state is State.COMPLETE
+    what = KINDS["killer"]
+    assert report.bucket.id == "AV_R_INVALID_sensor!MatchField"
+    assert names_of([one for one in report.stack if one.module == "sensor"]) == [
+        f"sensor!{one}" for one in what.frames
+    ]
+
+
+def test_a_hypervisors_dump_of_a_hung_machine(
+    libvirt: Libvirt, domain_of: MachineFactory, contract: Contract
+) -> None:
+    """No bug check and no culprit, but the stack of the processor that hangs."""
+    image = build_image(
+        libvirt.new_image_path(),
+        drivers=[sensor_driver("a-o2")],
+        files=content_files("hang"),
+        settings=Settings(dpc_timeout_milliseconds=0),
+    )
+    domain = domain_of(image)
+    domain.start()
+    wait_for(
+        "the sensor to load its content and hang",
+        lambda: "sensor!ScanBurstInstances" in names_of(_live(domain).stack),
+        contract.deadlines.boot_to_agent,
+        interval=0.5,
+    )
+    report = _live(domain)
+    assert (report.dump.type, report.bug_check.name) == (1, "LIVE_SYSTEM_DUMP")
+    assert report.culprit.module is None
+    functions = [one.function for one in report.stack if one.module == "sensor"]
+    assert functions == list(KINDS["hang"].frames)
+    assert not any(one.guess for one in report.stack)
+    assert report.stack[0].trapped
+
+
+def _live(domain: Domain) -> Report:
+    """A report of the running machine, as its hypervisor dumps it."""
+    return triage(domain.dump_memory("win-dmp"), symbols=[BUILT, built("a-o2")])

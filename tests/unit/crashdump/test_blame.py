@@ -1,0 +1,297 @@
+"""Culprits, buckets and families, from stacks written down by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from crashdump_analysis import DumpError
+from crashdump_analysis.blame import OWNERS, Owners, blame, read_owners
+from crashdump_analysis.bucket import bucket, failure_id_hash, source_name
+from crashdump_analysis.report import Bucket, StackFrame
+
+
+def stack_of(*names: str) -> list[StackFrame]:
+    """Frames from "module!function", "module", "?" (no module); "~" before one marks a guess.
+
+    A frame written "module!function^" shares the next one's addresses: it is inlined there.
+    """
+    frames = []
+    physical = 0
+    for name in names:
+        module, _, function = name.strip("~^").partition("!")
+        inline = name.endswith("^")
+        frames.append(
+            StackFrame(
+                None if module == "?" else module,
+                function or None,
+                None,
+                None,
+                None if inline else 0x10,
+                0xFFFFF80000000000 + physical,
+                0xFFFFAB0000000000 + physical,
+                inline,
+                trapped=False,
+                guess=name.startswith("~"),
+            )
+        )
+        physical += not inline
+    return frames
+
+
+def culprit_of(*names: str, fault: int = 0) -> tuple[str | None, str | None, str]:
+    culprit, _ = blame(stack_of(*names), fault, read_owners(), fault=fault > 0)
+    return culprit.module, culprit.function, culprit.confidence
+
+
+@pytest.mark.parametrize(
+    ("names", "fault", "expected"),
+    [
+        # 0x50 and 0xD1: the fault's own frame
+        (
+            ["nt!KeBugCheckEx", "nt!MiSystemFault", "nt!KiPageFault", "sensor!Read", "nt!Call"],
+            3,
+            ("sensor", "Read", "high"),
+        ),
+        # The fault is in the kernel, on the driver's behalf.
+        (
+            ["nt!KeBugCheckEx", "nt!KiPageFault", "nt!RtlCopyMemory", "sensor!Read", "nt!Call"],
+            2,
+            ("sensor", "Read", "medium"),
+        ),
+        # A bug check of the driver's own.
+        (["nt!KeBugCheckEx", "sensor!Stop", "nt!Call"], 0, ("sensor", "Stop", "medium")),
+        # Network and filter libraries give way to whoever is further down.
+        (
+            ["nt!KeBugCheckEx", "ndis!Indicate", "fltmgr!Perform", "wan!Receive", "ndis!Call"],
+            0,
+            ("wan", "Receive", "medium"),
+        ),
+        # and are blamed where nobody else is.
+        (["nt!KeBugCheckEx", "ndis!Indicate", "ndis!Call"], 0, ("ndis", "Indicate", "low")),
+        (["nt!KeBugCheckEx", "nt!PspThreadDelete"], 0, ("nt", "PspThreadDelete", "low")),
+        # "maybe" gives way, too, but not to "last".
+        (["mssecflt!Scan", "nt!Call"], 0, ("mssecflt", "Scan", "low")),
+        (["mssecflt!Scan", "other!Call"], 0, ("other", "Call", "medium")),
+        # The compiler's helpers: their caller is meant.
+        (
+            ["nt!KeBugCheckEx", "sensor!__report_gsfailure", "sensor!Parse"],
+            0,
+            ("sensor", "Parse", "medium"),
+        ),
+        # A wild jump.
+        (["nt!KeBugCheckEx", "?", "sensor!Dispatch"], 1, ("sensor", "Dispatch", "high")),
+        # Guessed frames.
+        (["nt!KeBugCheckEx", "~sensor", "~nt!Call"], 0, ("sensor", None, "low")),
+        (["nt!KeBugCheckEx", "nt!KiPageFault"], 0, (None, None, "none")),
+        ([], 0, (None, None, "none")),
+    ],
+)
+def test_culprits(
+    names: list[str], fault: int, expected: tuple[str | None, str | None, str]
+) -> None:
+    assert culprit_of(*names, fault=fault) == expected
+
+
+def test_an_inlined_function_at_the_fault_is_the_culprit() -> None:
+    found = culprit_of("nt!KiPageFault", "sensor!Inner^", "sensor!Outer", fault=1)
+    assert found == ("sensor", "Inner", "high")
+
+
+def test_an_ignored_helper_inlined_at_the_fault_is_skipped() -> None:
+    found = culprit_of("nt!KiPageFault", "sensor!memcpy^", "sensor!Outer", fault=1)
+    assert found == ("sensor", "Outer", "high")
+
+
+def owners(tmp_path: Path, text: str) -> Owners:
+    path = tmp_path / "owners.ini"
+    path.write_text(text)
+    return read_owners(path)
+
+
+def test_the_more_complete_rule_wins(tmp_path: Path) -> None:
+    rules = owners(
+        tmp_path,
+        "a*=prefix\nabc=module\nabc!F*=functions\nabc!Foo=function\nab*!Foo=far\ndefault=nobody\n",
+    )
+    assert rules.of("abc", "Foo") == "function"
+    assert rules.of("ABC", "FooBar") == "functions"
+    assert rules.of("abc", "Other") == "module"
+    assert rules.of("abc", None) == "module"
+    assert rules.of("abd", "Foo") == "far"
+    assert rules.of("abd", "Bar") == "prefix"
+    assert rules.of("xyz", "Foo") == "nobody"
+
+
+def test_comments_and_empty_lines(tmp_path: Path) -> None:
+    rules = owners(tmp_path, "; nothing\n\nabc=me ; said here\n")
+    assert rules.of("abc", None) == "me"
+    assert rules.of("xyz", None) == "MachineOwner"
+
+
+@pytest.mark.parametrize("line", ["abc", "=me", "abc=", "a*c=me", "abc!F*o=me", "!F=me"])
+def test_a_wrong_rule_is_named_with_its_line(tmp_path: Path, line: str) -> None:
+    with pytest.raises(DumpError, match=r"owners\.ini line 2"):
+        owners(tmp_path, f"abc=me\n{line}\n")
+
+
+def test_the_rules_that_come_along_are_readable() -> None:
+    rules = read_owners(OWNERS)
+    assert rules.of("nt", "KeBugCheckEx") == "ignore"
+    assert rules.of("NT", "KeBugCheckEx") == "ignore"
+    assert rules.of("nt", "KeSetEvent").startswith("last_")
+    assert rules.of("sensor", None) == "MachineOwner"
+    assert rules.of("anything", "memcpy") == "ignore"
+
+
+# Published by WinDbg in !analyze output.
+PUBLISHED = {
+    "AV_myfault!unknown_function": "9745090a-9bce-ccba-c096-ca6e9ca04c64",
+    "AV_tunnel!TeredoWfpRemoveHashEntry": "ed81a04d-9dd2-aa51-bc2a-d6f45f90b7a5",
+    "0x19_22_Driver!unknown_function": "13274a29-c6c5-4e24-cb5a-0988e703af11",
+    "0x139_1d_INVALID_BALANCED_TREE_Driver!unknown_function": (
+        "8ebd2998-ea64-b96c-aae8-2108d8c92247"
+    ),
+    "0x13C_nt!PspThreadDelete": "6fe88179-1572-f8e2-aeff-cd9c600ecf3a",
+    "0x39_nt!IopLoadUnloadDriver": "040db381-bc8d-17b6-aa75-a2fbc31557a4",
+    "AV_fileinfo!FIPfFileFSOpPostCreate": "b4048e5d-9388-9a34-9958-ec36d87bbe12",
+}
+
+
+@pytest.mark.parametrize(("name", "value"), PUBLISHED.items())
+def test_published_hashes(name: str, value: str) -> None:
+    assert failure_id_hash(name) == value
+
+
+def test_a_published_hash_of_user_mode() -> None:
+    name = "INVALID_POINTER_READ_c0000005_AccessV.exe!main"
+    assert failure_id_hash(name, user_mode=True) == "06a63211-3ee0-9330-318a-a8218924c64e"
+
+
+def bucket_of(
+    code: int, first: int, *names: str, others: tuple[int, int, int] = (0, 0, 0)
+) -> Bucket:
+    stack, rules = stack_of(*names), read_owners()
+    culprit, frame = blame(stack, 0, rules)
+    return bucket(
+        code,
+        (first, *others),
+        culprit=culprit,
+        stack=stack,
+        frame=frame,
+        owners=rules,
+        starts=[None] * len(stack),
+        build="669A00006000",
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "first", "names", "expected"),
+    [
+        (0xD1, 1, ["myfault"], "AV_myfault!unknown_function"),
+        (0xD1, 1, ["tunnel!TeredoWfpRemoveHashEntry"], "AV_tunnel!TeredoWfpRemoveHashEntry"),
+        (0x19, 0x22, ["Driver"], "0x19_22_Driver!unknown_function"),
+        (0x139, 0x1D, ["Driver"], "0x139_1d_INVALID_BALANCED_TREE_Driver!unknown_function"),
+        (0x13C, 1, ["nt!PspThreadDelete"], "0x13C_nt!PspThreadDelete"),
+        (0x39, 1, ["nt!IopLoadUnloadDriver"], "0x39_nt!IopLoadUnloadDriver"),
+        (
+            0x7E,
+            0xFFFFFFFFC0000005,
+            ["fileinfo!FIPfFileFSOpPostCreate"],
+            "AV_fileinfo!FIPfFileFSOpPostCreate",
+        ),
+    ],
+)
+def test_published_buckets(code: int, first: int, names: list[str], expected: str) -> None:
+    found = bucket_of(code, first, *names)
+    assert found.id == expected
+    assert found.hash == PUBLISHED[expected]
+
+
+@pytest.mark.parametrize(
+    ("code", "first", "others", "expected"),
+    [
+        (0x50, 1, (0, 0, 2), "AV_R_INVALID_csagent!unknown_function"),
+        (0x50, 1, (2, 0, 0), "AV_W_(null)_csagent!unknown_function"),
+        (0x50, 1, (1, 0, 7), "AV_W_csagent!unknown_function"),
+        (0x50, 1, (0x10, 0, 7), "AV_R_csagent!unknown_function"),
+        (0x133, 0, (0, 0, 0), "0x133_DPC_csagent!unknown_function"),
+        (0x133, 1, (0, 0, 0), "0x133_ISR_csagent!unknown_function"),
+        (0x9F, 3, (0, 0, 0), "0x9F_3_csagent!unknown_function"),
+        (0x3B, 0xC0000094, (0, 0, 0), "0x3B_c0000094_csagent!unknown_function"),
+        (0xEF, 0, (0, 0, 0), "0xEF_csagent!unknown_function"),
+    ],
+)
+def test_heads_of_buckets(
+    code: int, first: int, others: tuple[int, int, int], expected: str
+) -> None:
+    assert bucket_of(code, first, "csagent", others=others).id == expected
+
+
+def family(*names: str, code: int = 0xD1) -> str:
+    return bucket_of(code, 0xC0000005, *names).family
+
+
+PLAIN = ("nt!KiPageFault", "sensor!Match", "sensor!Evaluate", "sensor!Run", "sensor!Main", "nt!T")
+
+
+def test_a_family_is_the_same_for_each_face_of_a_bug() -> None:
+    expected = "sensor!Match < Evaluate < Run"
+    assert family(*PLAIN) == expected
+    for code in (0x50, 0x7E, 0x0A, 0x3B):
+        assert family(*PLAIN, code=code) == expected
+    inlined = ("nt!KiPageFault", "sensor!Match^", "sensor!Evaluate^", "sensor!Run", "sensor!Main")
+    assert family(*inlined) == expected
+    # Through a helper, and deeper in a recursion.
+    assert family("nt!RtlCompareMemory", "sensor!memcmp", *PLAIN[1:]) == expected
+    assert family("sensor!Match", "sensor!Match", "sensor!Match", *PLAIN[2:]) == expected
+    # A part that the compiler moved away, a handler, a clone.
+    for name in ("Match.cold.1", "Match$fin$0", "Match.constprop.0", "Match.part.0.cold"):
+        assert family(f"sensor!{name}", *PLAIN[2:]) == expected
+
+
+def test_families_of_different_bugs_differ() -> None:
+    names = {
+        family(*PLAIN),
+        family("sensor!Match", "sensor!Other", "sensor!Run"),
+        family("sensor!Other", "sensor!Evaluate", "sensor!Run"),
+        family("other!Match", "other!Evaluate", "other!Run"),
+        family("sensor!Match", "nt!Call", "sensor!Evaluate", "sensor!Run"),
+        bucket_of(0xE2, 0).family,
+        bucket_of(0x80, 0).family,
+    }
+    assert len(names) == 7
+
+
+def test_without_names_a_family_holds_for_one_build() -> None:
+    stack, rules = stack_of("sensor", "sensor", "nt"), read_owners()
+    culprit, frame = blame(stack, 0, rules)
+
+    def of(build: str, *starts: int | None) -> Bucket:
+        return bucket(
+            0xD1,
+            (0, 0, 0, 0),
+            culprit=culprit,
+            stack=stack,
+            frame=frame,
+            owners=rules,
+            starts=starts,
+            build=build,
+        )
+
+    found = of("B1", 0x1000, 0x2000, None)
+    assert found.family == "sensor!+1000 < +2000 of build B1"
+    assert found.frames == ("+1000", "+2000")
+    assert of("B2", 0x1000, 0x2000, None).family != found.family
+    assert of("B1", None, None, None).family == "sensor!+10 of build B1"  # the frames' offsets
+
+
+def test_guessed_frames_are_no_part_of_a_family() -> None:
+    assert family("sensor!Match", "~sensor!Evaluate") == "sensor!Match"
+    assert family("~sensor!Match", "~sensor!Evaluate") == "sensor!Match"
+
+
+def test_source_names() -> None:
+    for name in ("Match", "A::B<int>::C", "operator()", "cold", "x.colder"):
+        assert source_name(name) == name
