@@ -7,7 +7,7 @@ time, and no files but standard input and output. Through these come questions a
 frames of one type byte, a big-endian 32-bit length and that many bytes:
 
     question   JSON: {"ask": "open" | "stat" | "list" | "read", ...}
-    wanted     16 bytes: offset and length on the disk; answered by `blocks` or `failure` (text)
+    wanted     16 bytes: offset and length on the disk; answered by `blocks` or an empty `failure`
     answer     JSON, or `blocks`: the bytes of a file
     failure    JSON: {"reason", "message"}; reasons are those of lab/disks/blocks.py, or "not-found"
 
@@ -16,6 +16,7 @@ It ends when standard input does, so with the process that started it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -36,6 +37,8 @@ LIST_LIMIT = 200_000
 NOBODY = 65534
 FAT_LABEL = b" (Volume Label Entry)"
 """How The Sleuth Kit ends the name of a FAT32 volume's label, which it lists as a file."""
+KIT_ERRORS = (OSError, RuntimeError)
+"""What The Sleuth Kit raises; RuntimeError where a block could not be read."""
 LOG_FILE, VOLUME_FILE, FIRST_ORDINARY_FILE = 2, 3, 16
 """Records of NTFS's master file table: $LogFile, $Volume, the first that is no metadata."""
 
@@ -113,7 +116,7 @@ class Volume:
         for start, length, is_ntfs in found:
             try:
                 files = self._kit.FS_Info(self._disk, start)
-            except OSError as error:
+            except KIT_ERRORS as error:
                 broken = broken or f"the file system at byte {start:#x}: {_said(error)}"
                 continue
             usable.append((start, length, files, is_ntfs))
@@ -139,10 +142,13 @@ class Volume:
 
     def _partitions(self) -> Iterator[tuple[int, int, str]]:
         """(offset, length, description) of each, in bytes."""
-        try:
-            table = self._kit.Volume_Info(self._disk)
-        except OSError as error:
-            raise RefusedError("no-partition", f"no partition table: {_said(error)}") from None
+        table = None
+        # By name: a search would need the disk's last sector and may find other machines' tables.
+        for kind in (self._kit.TSK_VS_TYPE_GPT, self._kit.TSK_VS_TYPE_DOS):
+            with contextlib.suppress(*KIT_ERRORS):
+                table = table or self._kit.Volume_Info(self._disk, kind)
+        if table is None:
+            raise RefusedError("no-partition", "neither a GPT nor an MBR can be read")
         count = 0
         for part in table:
             if int(part.flags) == int(self._kit.TSK_VS_PART_FLAG_ALLOC):
@@ -169,7 +175,7 @@ class Volume:
         try:
             file, _ = self.find(["hiberfil.sys"])
             start = file.read_random(0, 4) if file.info.meta.size >= 4 else b""
-        except (RefusedError, OSError):
+        except (RefusedError, *KIT_ERRORS):
             return False  # absent, or not even its first bytes can be read: nothing to resume
         return bool(start.lower() == b"hibr")
 
@@ -337,7 +343,7 @@ def _text(name: bytes) -> str:
     return name.decode(errors="replace")
 
 
-def _said(error: OSError) -> str:
+def _said(error: Exception) -> str:
     """The Sleuth Kit's message without the place in its source."""
     return re.sub(r"^\w+: \(\S+\) ", "", str(error))
 
@@ -350,8 +356,9 @@ def _open_disk(kit: Any, size: int, source: BinaryIO, sink: BinaryIO) -> Any:
         def read(self, offset: int, length: int) -> bytes:
             send(sink, WANTED, struct.pack(">QQ", offset, length))
             kind, payload = receive(source)
-            if kind == FAILURE:
-                raise OSError(payload.decode())
+            if kind == FAILURE or len(payload) != length:
+                # A short answer would not do: The Sleuth Kit takes what is missing for zeros.
+                raise OSError(f"bytes {offset:#x} to {offset + length:#x} cannot be read")
             return payload
 
         def get_size(self) -> int:
@@ -401,7 +408,7 @@ def main() -> None:
         except RefusedError as refusal:
             failure = {"reason": refusal.reason, "message": str(refusal)}
             send(sink, FAILURE, json.dumps(failure).encode())
-        except OSError as error:
+        except KIT_ERRORS as error:
             failure = {"reason": "unreadable", "message": _said(error)}
             send(sink, FAILURE, json.dumps(failure).encode())
         except MemoryError:

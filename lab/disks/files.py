@@ -113,6 +113,11 @@ class DiskFiles:
         if self.edit_refusal:
             self.warnings.append(str(self.edit_refusal))
 
+    @property
+    def reader_process(self) -> int:
+        """The id of the process that parses."""
+        return self._reader.process_id
+
     def stat(self, path: str) -> FileInfo:
         """Raises FileNotFoundError."""
         return _file_info(self._ask(path, ask="stat", path=_names(path)))
@@ -234,6 +239,13 @@ class DiskFiles:
 
     def _ask(self, subject: str, **question: object) -> Any:
         kind, payload = self._reader.ask(subject, json.dumps(question).encode())
+        if (
+            self._reader.source_failure
+            and kind != file_reader.FAILURE
+            and question["ask"] != "open"
+        ):
+            # The Sleuth Kit may have gone on without the blocks; the answer cannot be trusted.
+            raise DiskError(f"{subject}: {self._reader.source_failure}")
         if kind == file_reader.BLOCKS:
             return payload
         found = json.loads(payload)
@@ -259,12 +271,16 @@ class _Reader:
             [sys.executable, "-I", file_reader.__file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
             env={"TZ": "UTC"},  # FAT32's times are read as this zone's
             cwd="/",
             start_new_session=True,  # Ctrl-C is for the harness, which may have evidence to copy
         )
         self._pipes = cast(tuple[BinaryIO, BinaryIO], (self._process.stdin, self._process.stdout))
+
+    @property
+    def process_id(self) -> int:
+        return self._process.pid
 
     def ask(self, subject: str, question: bytes) -> tuple[bytes, bytes]:
         """The reader's answer. Raises DiskError when it dies over the question or takes too long.
@@ -285,7 +301,10 @@ class _Reader:
             except (EOFError, OSError):
                 self._process.kill()
                 code = self._process.wait()
-                raise DiskError(f"{subject}: {_death(code, self._deadline)}") from None
+                assert self._process.stderr is not None
+                said = self._process.stderr.read(4000).decode(errors="replace").strip()
+                death = _death(code, self._deadline, said.rpartition("\n")[2])
+                raise DiskError(f"{subject}: {death}") from None
             except BaseException:
                 self._process.kill()  # in mid-answer: nothing it says from here on would fit
                 raise
@@ -307,7 +326,7 @@ class _Reader:
                 blocks = self._source.read(offset, length)
             except DiskError as error:
                 self.source_failure = error
-                file_reader.send(to, file_reader.FAILURE, str(error).encode())
+                file_reader.send(to, file_reader.FAILURE, b"")
             else:
                 file_reader.send(to, file_reader.BLOCKS, blocks)
 
@@ -315,20 +334,21 @@ class _Reader:
         """Ends the process."""
         self._process.kill()
         self._process.wait()
-        for stream in self._pipes:
+        assert self._process.stderr is not None
+        for stream in (*self._pipes, self._process.stderr):
             with contextlib.suppress(BrokenPipeError):  # closing flushes what it did not read
                 stream.close()
 
 
-def _death(code: int, deadline: float) -> str:
-    """How the reader ended; code as subprocess gives it."""
+def _death(code: int, deadline: float, said: str) -> str:
+    """How the reader ended; code as subprocess gives it, and its last words."""
     if code == -signal.SIGKILL:
         return f"reading it took longer than {deadline:g} s, or was killed"
     if code == -signal.SIGXCPU:
         return f"reading it took more than {file_reader.PROCESSOR_LIMIT} s of processor time"
     if code < 0:
-        return f"the reader of the disk died of {signal.Signals(-code).name}: the disk is damaged"
-    return f"the reader of the disk failed (exit code {code}): the disk is damaged"
+        return f"the reader of the disk died of {signal.Signals(-code).name}"
+    return f"the reader of the disk failed (exit code {code}): {said}"
 
 
 def _names(path: str) -> list[str]:
