@@ -12,7 +12,7 @@ from lab.check import check, print_findings
 from lab.config import Config, ConfigError, load_config
 from lab.lab import Lab, Say
 from lab.leases import Lease
-from lab.record import Scenario, new_run_id
+from lab.record import Record, Scenario, new_run_id
 from lab.run import Run
 from lab.saved_state import with_memory
 from lab.scenario import run_content
@@ -50,19 +50,23 @@ def run_once(
     contents: list[ContentSet],
     purpose: str,
     say: Say,
-    repeats: str | None = None,
+    repeats: Record | None = None,
     keep: Callable[[Run], None] | None = None,
 ) -> Run:
     """One content run from beginning to end.
 
+    repeats: the run that is done again, on the same image. Raises ImageError if that changed.
     keep: called with the machine running by itself, instead of bringing it back after a crash.
     """
     known_state = lab.images.image(image, say)
     if scenario.with_memory:
         known_state = with_memory(lab, lease, known_state, say)
+    if repeats is not None:
+        lab.images.verify(known_state, repeats.image_identity)
     with Run(
         lab, lease, known_state, scenario,
-        purpose=purpose, say=say, candidate=candidate, contents=contents, repeats=repeats,
+        purpose=purpose, say=say, candidate=candidate, contents=contents,
+        repeats=repeats.run_id if repeats else None,
     ) as run:  # fmt: skip
         run_content(run, recover=keep is None)
         if keep is not None:

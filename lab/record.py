@@ -29,7 +29,8 @@ class Scenario(_Part):
     """What was done.
 
     kind "content": the candidate is installed with contents[0], then each of the other content
-    sets is put on in order. kind "pytest": the tests named in `tests`.
+    sets is put on in order. kind "pytest": `tests`, as FILE::NAME, in the root folder `suite` with
+    pytest's configuration file `settings`.
     contents: paths. activation: None is the candidate's own.
     """
 
@@ -39,6 +40,7 @@ class Scenario(_Part):
     with_memory: bool = False
     tests: list[str] = []
     suite: str | None = None
+    settings: str | None = None
 
 
 class CrashRecord(_Part):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from xml.etree import ElementTree
 
-from lab.candidate import load_candidate, load_content
+from lab.candidate import Candidate, ContentSet, load_candidate, load_content
 from lab.commands import leased, run_once
 from lab.config import load_config
 from lab.lab import Lab, Say
@@ -16,7 +18,8 @@ from lab.outcome import LabError, Outcome
 from lab.record import RECORD, Record, RecordError, load_record
 from lab.run import Run
 
-SUITE_EXIT_CODES = {0: "passed", 1: "failed"}
+SUITE_EXIT_CODES = {0, 1}
+"""pytest's, for tests that ran."""
 
 
 def repro(options: argparse.Namespace, say: Say) -> int:
@@ -29,42 +32,39 @@ def repro(options: argparse.Namespace, say: Say) -> int:
         options.lab = Path(load_record(path).config)
     config = load_config(options.lab)
     with Lab(config) as lab:
-        folder = lab.run_folder(options.run)
-        record = load_record(folder)
-        if record.scenario.kind == "pytest":
-            return _tests_again(record, options, say)
-        return _contents_again(lab, record, options, say)
-
-
-def _contents_again(lab: Lab, record: Record, options: argparse.Namespace, say: Say) -> int:
-    if record.candidate is None:
-        raise RecordError(f"run {record.run_id} has no candidate: there is nothing to do again")
-    candidate = load_candidate(Path(record.candidate))
-    _unchanged("candidate", record.candidate_identity, candidate.identity())
-    contents = [load_content(Path(one)) for one in record.scenario.contents]
-    for before, now in zip(record.contents, contents, strict=True):
-        _unchanged(f"content {now.name}", before, now.hashes())
-    image = lab.images.image(record.image, say)
-    lab.images.verify(image, record.image_identity)
-    wanted = _how_it_went(record)
-    say(f"Run {record.run_id} went: {wanted}")
-    same, lab_failed = 0, False
-    purpose = f"repro of {record.run_id}"
-    for number in range(1, options.n + 1):
-        last = number == options.n
-        with leased(lab, options.machine, purpose=purpose, wait=options.wait, say=say) as lease:
-            run = run_once(
-                lab, lease, record.scenario,
-                image=record.image, candidate=candidate, contents=contents,
-                purpose=purpose, say=say, repeats=record.run_id,
-                keep=_keep(say) if options.keep and last else None,
-            )  # fmt: skip
-        went = _how_it_went(run.record)
-        lab_failed |= run.record.outcome in {Outcome.INFRASTRUCTURE, Outcome.HARNESS}
-        same += went == wanted
-        say(f"{number} of {options.n}: {'the same' if went == wanted else f'different: {went}'}")
+        record = load_record(lab.run_folder(options.run))
+        again = _test_again if record.scenario.kind == "pytest" else _contents_again
+        wanted = _how_it_went(record)
+        say(f"Run {record.run_id} went: {wanted}")
+        same, lab_failed = 0, False
+        for number in range(1, options.n + 1):
+            keep = options.keep and number == options.n
+            now = again(lab, record, options, say, keep=keep)
+            went = _how_it_went(now)
+            lab_failed |= now.outcome in {Outcome.INFRASTRUCTURE, Outcome.HARNESS}
+            same += went == wanted
+            say(
+                f"{number} of {options.n}:"
+                f" {'the same' if went == wanted else f'different: {went}'} (run {now.run_id})"
+            )
     print(f"\n{same} of {options.n} went as run {record.run_id} did: {wanted}")
     return 2 if lab_failed else 0 if same == options.n else 1
+
+
+def _contents_again(
+    lab: Lab, record: Record, options: argparse.Namespace, say: Say, *, keep: bool
+) -> Record:
+    candidate, contents = _inputs(record)
+    if candidate is None:
+        raise RecordError(f"run {record.run_id} has no candidate: there is nothing to do again")
+    purpose = f"repro of {record.run_id}"
+    with leased(lab, options.machine, purpose=purpose, wait=options.wait, say=say) as lease:
+        return run_once(
+            lab, lease, record.scenario,
+            image=record.image, candidate=candidate, contents=contents,
+            purpose=purpose, say=say, repeats=record,
+            keep=_keep(say) if keep else None,
+        ).record  # fmt: skip
 
 
 def _how_it_went(record: Record) -> str:
@@ -75,6 +75,17 @@ def _how_it_went(record: Record) -> str:
             f"{first.bug_check or 'no bug check'}, {first.culprit or 'no culprit'}, {first.bucket}"
         )
     return ", ".join(f"{one.what} {one.outcome}" for one in record.outcomes)
+
+
+def _inputs(record: Record) -> tuple[Candidate | None, list[ContentSet]]:
+    """Candidate and content sets of a run. Raises LabError where they changed since."""
+    candidate = load_candidate(Path(record.candidate)) if record.candidate else None
+    if candidate is not None:
+        _unchanged("candidate", record.candidate_identity, candidate.identity())
+    contents = [load_content(Path(one)) for one in record.scenario.contents]
+    for before, now in zip(record.contents, contents, strict=True):
+        _unchanged(f"content {now.name}", before, now.hashes())
+    return candidate, contents
 
 
 def _unchanged(what: str, before: Mapping[str, object], now: Mapping[str, object]) -> None:
@@ -98,26 +109,46 @@ def _keep(say: Say) -> Callable[[Run], None]:
     return keep
 
 
-def _tests_again(record: Record, options: argparse.Namespace, say: Say) -> int:
-    """The tests of a pytest run, in a pytest of their own."""
-    command = [
-        sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *record.scenario.tests,
-        f"--lab={record.config}", f"--image={record.image}",
-    ]  # fmt: skip
-    if record.candidate:
-        command.append(f"--candidate={record.candidate}")
-    command += [f"--content={one}" for one in record.scenario.contents]
-    if options.machine:
-        command.append(f"--machine={options.machine}")
-    if options.keep:
-        command.append("--keep")
-    wanted = 0 if record.outcome is Outcome.PASSED else 1
-    same = 0
-    for number in range(1, options.n + 1):
-        say(f"{number} of {options.n}: {' '.join(record.scenario.tests)}")
-        done = subprocess.run(command, cwd=record.scenario.suite)
-        if done.returncode not in SUITE_EXIT_CODES:
-            raise LabError(f"pytest ended with {done.returncode}: {' '.join(command)}")
-        same += done.returncode == wanted
-    print(f"\n{same} of {options.n} {SUITE_EXIT_CODES[wanted]}, as in run {record.run_id}")
-    return 0 if same == options.n else 1
+def _test_again(
+    lab: Lab, record: Record, options: argparse.Namespace, say: Say, *, keep: bool
+) -> Record:
+    """The test of a pytest run, in a pytest of its own, whose report names the run it made."""
+    _inputs(record)
+    scenario = record.scenario
+    say(f"pytest {' '.join(scenario.tests)}")
+    with tempfile.TemporaryDirectory(prefix="lab-repro-") as folder:
+        report = Path(folder) / "report.xml"
+        command = [
+            sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *scenario.tests,
+            f"--rootdir={scenario.suite}", f"--junitxml={report}",
+            f"--lab={record.config}", f"--image={record.image}",
+            f"--lease-wait={options.wait}", f"--repeats={record.run_id}",
+        ]  # fmt: skip
+        if scenario.settings:
+            command.append(f"--config-file={scenario.settings}")
+        if record.candidate:
+            command.append(f"--candidate={record.candidate}")
+        command += [f"--content={one}" for one in scenario.contents]
+        if options.machine:
+            command.append(f"--machine={options.machine}")
+        if keep:
+            command.append("--keep")
+        code = _exit_code(command, scenario.suite)
+        if code not in SUITE_EXIT_CODES:
+            raise LabError(f"pytest ended with {code}: {' '.join(command)}")
+        root = ElementTree.parse(report)  # noqa: S314 - pytest wrote it
+        properties = root.iterfind(".//property[@name='lab_run']")
+        runs = [one.attrib["value"] for one in properties]
+    if len(runs) != 1:
+        raise LabError(f"expected one run of {' '.join(scenario.tests)}; pytest made {len(runs)}")
+    return load_record(lab.run_folder(runs[0]))
+
+
+def _exit_code(command: list[str], folder: str | None) -> int:
+    """Runs pytest and waits for its end: at Ctrl-C, which it hears, too, it saves evidence."""
+    with subprocess.Popen(command, cwd=folder) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.wait()
+            raise
