@@ -318,6 +318,6 @@ class Steps:
         self._note(f"shutting {self._machine.name} down to edit its disk")
         self._machine.shut_down()
         for done in self._machine.edit(edits):
-            self._note(str(done))
+            self._note(f"{done.path}: {done.action}")
         self._machine.start()
         self._machine.wait_for_agent()

@@ -67,6 +67,28 @@ def test_what_is_not_there(rig: Rig) -> None:
     assert guest.answers()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "failed to open file 'X' (mode: 'rb'): No such file or directory",
+        "failed to open file 'X': The system cannot find the file specified.",
+    ],
+)
+def test_words_of_other_agents_for_a_missing_file(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    """QEMU's own agents say it with strerror's words or with Windows'; a real one says ours."""
+
+    def refuse(command: str, arguments: object, deadline: float) -> object:
+        raise AgentError(words)
+
+    monkeypatch.setattr(rig.backend, "agent", refuse)
+    with pytest.raises(FileNotFoundError, match=r"missing\.txt: failed to open file"):
+        rig.machine.guest.read_file(rf"{TEMPORARY}\missing.txt")
+    with pytest.raises(AgentError):
+        rig.machine.guest.write_file(rf"{TEMPORARY}\missing.txt", b"")
+
+
 def test_a_handle_is_closed_after_an_error(rig_of: RigFactory, lab_folder: Path) -> None:
     full = build_image(lab_folder / "full.qcow2", pagefile_bytes=509 * MIB)
     machine = rig_of(full).machine

@@ -81,6 +81,7 @@ def test_inf_is_installed_updated_rolled_back_and_gone(
     check_identity(rig.machine, inf_candidate, benign)
 
     assert [result.exit_code for result in steps.uninstall()] == [0, 0]
+    assert rf"{SENSOR_PATH}: deleted" in rig.notes
     check_gone(rig.machine, inf_candidate)
     assert rig.machine.guest.run(SC, ["query", "sensor"]).exit_code == 1060
     steps.install()  # again, as the first time
@@ -395,7 +396,7 @@ def test_content_that_hangs_the_machine(
         settings=Settings(dpc_timeout_milliseconds=0),
     )
     rig = rig_of(disk)
-    with_deadlines(rig, agent_reply=3.0)
+    with_deadlines(rig, agent_reply=2.0)
     with pytest.raises(StepHung, match="one no longer answers: silent under probe"):
         rig.steps(inf_candidate).put_content(load_content(SENSOR / "content/hang"))
     assert not rig.machine.crash_signalled()
