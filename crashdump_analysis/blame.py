@@ -96,12 +96,13 @@ def blame(
     owners: Owners,
     *,
     no_culprit: str = "",
-    fault: bool = False,
+    fault: str = "",
 ) -> tuple[Culprit, int | None]:
     """The culprit, and the index of its frame in the stack.
 
     start: index of the frame to begin at: the fault's, or the first. no_culprit: why this bug
-    check never has one. fault: whether the frame at `start` faulted or was interrupted.
+    check never has one. fault: what the instruction in the frame at `start` did, "faulted" or "was
+    interrupted"; empty where the bug check has no fault.
     """
     if no_culprit:
         return _nobody(no_culprit), None
@@ -132,7 +133,7 @@ def _nobody(reason: str) -> Culprit:
 
 
 def _reason(
-    stack: Sequence[StackFrame], start: int, index: int, rank: int, *, fault: bool
+    stack: Sequence[StackFrame], start: int, index: int, rank: int, *, fault: str
 ) -> tuple[str, Confidence]:
     frame = stack[index]
     if rank < len(_RANKS):
@@ -151,7 +152,7 @@ def _reason(
         for one in stack[start:index]
     )
     if fault and same:
-        return f"the fault is in {frame.module}'s own code", "high"
+        return f"the instruction that {fault} is {frame.module}'s own", "high"
     if fault and stack[start].module is None:
         return f"{frame.module} went to an address where no module is", "high"
     skipped = dict.fromkeys(one.module or "no module" for one in stack[start:index])

@@ -109,8 +109,8 @@ class Context:
     """Registers by name, and where they were found.
 
     At the fault where the bug check has one, else at KeBugCheckEx. instruction: address of the
-    faulting instruction, None without a fault; module and offset say where that is; frame: the
-    index in the stack of the frame it belongs to.
+    instruction that faulted or was interrupted, None without a fault; module and offset say where
+    that is; frame: the index in the stack of the frame it belongs to.
     """
 
     source: str

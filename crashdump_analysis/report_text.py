@@ -69,7 +69,7 @@ def _context(report: Report) -> Iterator[str]:
             yield "  " + " ".join(known)
     if context.instruction is not None:
         where = f"{context.module}+0x{context.offset:x}" if context.module else "no module"
-        yield f"  faulting instruction {context.instruction:016x}  {where}"
+        yield f"  instruction {context.instruction:016x}  {where}"
     yield ""
 
 

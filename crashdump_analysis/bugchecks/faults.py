@@ -56,10 +56,11 @@ class Crash:
 
 @dataclass(frozen=True)
 class Fault:
-    """The registers at the fault, and in words how they were found."""
+    """The registers at the fault, and in words how they were found and what the instruction did."""
 
     registers: Registers
     source: str
+    event: str = "faulted"
 
 
 Rule = Callable[[Crash], Fault | None]
@@ -104,7 +105,7 @@ def first_interrupt(crash: Crash) -> Fault | None:
     """0x7F, 0x133: what the first interrupt or trap on the stack interrupted."""
     for frame in crash.stack[1:]:
         if frame.trapped:
-            return Fault(frame.registers, "the first interrupt on the stack")
+            return Fault(frame.registers, "the first interrupt on the stack", "was interrupted")
     return None
 
 

@@ -54,8 +54,9 @@ class Dump:
 def open_dump(path: str | os.PathLike[str]) -> Iterator[Dump]:
     """Maps a dump into memory while the context lasts, and finds out which format it has.
 
-    Pages may be missing at the end of a file that was cut; see `check_dump`. Raises DumpError,
-    and OSError where the file cannot be read.
+    Pages may be missing at the end of a file that was cut; see `check_dump`. The file must not be
+    made shorter meanwhile: the process would be ended by a bus error, as with any mapped file.
+    Raises DumpError, and OSError where the file cannot be read.
     """
     path = Path(path)
     with mapped(path) as data:

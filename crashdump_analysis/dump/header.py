@@ -103,13 +103,18 @@ class DumpHeader:
         return MACHINES.get(self.machine, f"machine type 0x{self.machine:X}")
 
 
-def read_header(source: bytes | Readable, where: str = "dump") -> DumpHeader:
+def read_header(
+    source: bytes | bytearray | memoryview | Readable, where: str = "dump"
+) -> DumpHeader:
     """Reads a header out of a dump's first 0x2000 bytes, or a file that stands at them.
 
     Says nothing about the rest, so it serves for a dump that is still inside pagefile.sys. `where`
     names the source in errors. Raises DumpError where it is no header of a 64-bit kernel dump.
     """
-    data = bytes(source[:HEADER_SIZE]) if isinstance(source, bytes) else source.read(HEADER_SIZE)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        data = bytes(source[:HEADER_SIZE])
+    else:
+        data = source.read(HEADER_SIZE)
     if not data.startswith(SIGNATURE):
         raise DumpError(
             where, expected="a kernel dump, which starts with PAGEDU64", found=_is(data)

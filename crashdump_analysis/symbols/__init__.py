@@ -52,19 +52,22 @@ class Symbols:
         if not self._folders:
             self._warn("no symbol path was given: functions, files and lines are missing")
             return None
+        refused: list[str] = []
         for path in candidates(self._folders, identity):
             try:
                 pdb = open_pdb(path)
             except PdbError as error:
-                self._warn(str(error))
+                refused.append(str(error))
                 continue
             if (pdb.guid, pdb.age) == (identity.guid, identity.age):
                 return pdb
-            self._warn(
+            refused.append(
                 f"{path} is of another build ({pdb.guid.hex.upper()}{pdb.age:X}, wanted "
                 f"{identity.key}) and is not used"
             )
-        self._warn(f"no PDB {identity} in {', '.join(map(str, self._folders))}")
+        folders = ", ".join(map(str, self._folders))
+        for warning in refused or [f"no PDB {identity} in {folders}"]:
+            self._warn(warning)
         return None
 
     def _warn(self, text: str) -> None:

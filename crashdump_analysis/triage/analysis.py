@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 
@@ -87,7 +87,7 @@ class _Analysis:
             start,
             owners,
             no_culprit=description.no_culprit,
-            fault=walked.fault is not None,
+            fault=walked.fault.event if walked.fault else "",
         )
         module = self.modules.named(culprit.module) if culprit.module else None
         image = self.images.of(module) if module else None
@@ -157,7 +157,7 @@ class _Analysis:
             if (frame.registers.rip, frame.registers.rsp) == place and not frame.guess:
                 self.warnings += problems
                 # What the stack gave is more than a trap frame holds.
-                return _Walk(frames, Fault(frame.registers, fault.source), index)
+                return _Walk(frames, replace(fault, registers=frame.registers), index)
         frames, problems = walk(self.memory, self.images, fault.registers)
         self.warnings += problems
         self.warnings.append(

@@ -41,7 +41,7 @@ def stack_of(*names: str) -> list[StackFrame]:
 
 
 def culprit_of(*names: str, fault: int = 0) -> tuple[str | None, str | None, str]:
-    culprit, _ = blame(stack_of(*names), fault, read_owners(), fault=fault > 0)
+    culprit, _ = blame(stack_of(*names), fault, read_owners(), fault="faulted" if fault else "")
     return culprit.module, culprit.function, culprit.confidence
 
 
