@@ -175,6 +175,10 @@ class CatalogEntry(_Section):
     """The contract's path, relative to the catalog."""
     build: str
     """The command that makes its disk."""
+    inputs: list[str] = []
+    """Files and folders it reads, relative to the catalog: when they change it is built anew."""
+    symbols: list[str] = []
+    """Folders with the PDBs of what it is built from, relative to the catalog."""
 
 
 class Catalog(_Section):

@@ -182,11 +182,15 @@ class Config:
         settings = self.settings.images[name]
         contract, build = self._path(settings.contract), settings.build
         folder = self._folder
+        inputs = tuple(self._at(path) for path in settings.inputs)
+        symbols = tuple(self._at(path) for path in settings.symbols)
         if entry := _catalog().get(name):
             contract = contract or CATALOG.parent / entry.contract
             if build is None and settings.disk is None:
                 # The catalog's commands are written for the folder that images/ lies in.
                 build, folder = entry.build, CATALOG.parent.parent
+                inputs += tuple(CATALOG.parent / path for path in entry.inputs)
+                symbols += tuple(CATALOG.parent / path for path in entry.symbols)
         assert contract is not None  # else it had been refused
         return ImageSource(
             name=name,
@@ -194,10 +198,10 @@ class Config:
             disk=self._path(settings.disk),
             build=build,
             folder=folder,
-            inputs=tuple(self._at(path) for path in settings.inputs),
+            inputs=inputs,
             nvram=self._path(settings.nvram),
             tpm=self._path(settings.tpm),
-            symbols=tuple(self._at(path) for path in settings.symbols),
+            symbols=symbols,
             sha256=settings.sha256,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -73,7 +74,9 @@ def _in_words(
     said = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         known = sorted(_keys_of(model, [part for part in place[:-1] if isinstance(part, str)]))
-        said = "no such key" + (f"; expected one of {', '.join(known)}" if known else "")
+        close = difflib.get_close_matches(str(place[-1]), known, 1)
+        expected = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
+        said = f"no such key; {expected}" if known else "no such key"
     elif problem["type"] == "missing":
         said = "this key must be given"
     elif present and not isinstance(problem["input"], dict):
