@@ -145,7 +145,8 @@ def _run(*command: str, content: bytes = b"") -> None:
         )
     except FileNotFoundError:
         raise ToolError(f"{command[0]} is not installed: see `lab check`") from None
-    if done.returncode:
+    # mcopy says "Disk full" and gives 0; it and mdel say nothing when all is well.
+    if done.returncode or (done.stdout and command[0] in ("mcopy", "mdel")):
         raise ToolError(f"{command[0]}: {done.stdout.decode(errors='replace').strip()}")
 
 
