@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
@@ -33,7 +34,10 @@ class ConsoleLog:
         self.path.touch()
 
     def follow(self) -> int:
-        """Takes over what is new; returns how many bytes that were. Any thread may call it."""
+        """Takes over what is new; returns how many bytes that were. Any thread may call it.
+
+        Raises OSError when there is no room for it; nothing is lost by that.
+        """
         with self._lock:
             new = self._take()
             if self._source is not None and self._was_replaced(self._source):
@@ -57,18 +61,27 @@ class ConsoleLog:
             self._source = self.written_by_libvirt.open("rb")
         taken = 0
         while data := self._source.read(CHUNK):
-            entry = {"offset": self._size, "at": datetime.now(UTC).isoformat()}
-            with self.times.open("a", encoding="ascii") as times:
-                times.write(json.dumps(entry) + "\n")
-            with self.path.open("ab") as log:
-                log.write(data)
-            self._size += len(data)
+            try:
+                self._append(data)
+            except OSError:  # the disk is full: nothing is lost, the next call tries again
+                self._source.seek(-len(data), os.SEEK_CUR)
+                raise
             taken += len(data)
         return taken
 
+    def _append(self, data: bytes) -> None:
+        with self.path.open("r+b") as log:
+            log.seek(self._size)  # over what a write left that failed half way
+            log.write(data)
+        entry = {"offset": self._size, "at": datetime.now(UTC).isoformat()}
+        with self.times.open("a", encoding="utf-8") as times:
+            times.write(json.dumps(entry) + "\n")
+        self._size += len(data)
+
     def close(self) -> None:
-        """Takes over the rest and lets the file go."""
-        self.follow()
+        """Takes over the rest, if there is room, and lets the file go."""
+        with suppress(OSError):  # libvirt's own file still has it
+            self.follow()
         with self._lock:
             if self._source is not None:
                 self._source.close()

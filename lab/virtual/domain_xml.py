@@ -19,8 +19,9 @@ PANIC_MODELS = {"pvpanic-isa": "isa", "pvpanic-pci": "pvpanic", "hyper-v": "hype
 
 @dataclass(frozen=True)
 class DomainFiles:
-    """Where the machine's files lie. nvram is used with UEFI only."""
+    """Where the machine's files lie. `disk` stands on `base`; nvram is used with UEFI only."""
 
+    base: Path
     disk: Path
     console: Path
     nvram: Path
@@ -74,8 +75,9 @@ def domain_xml(
     """The whole domain.
 
     It has no network interface. COM1 is the console, COM2 the kernel debugger's. The disk's cache
-    is "writeback": what the guest flushed is in the overlay, and on the host's disk. The clock runs
-    in UTC: a Windows image must have RealTimeIsUniversal set, as its contract.toml asks.
+    is "writeback": what the guest flushed is in the overlay, and on the host's disk. libvirt must
+    not give the base to its own user, as it does with the disk. The clock runs in UTC: a Windows
+    image must have RealTimeIsUniversal set.
     """
     hardware = contract.hardware
     bus = hardware.disk_bus
@@ -97,6 +99,9 @@ def domain_xml(
     <disk type='file' device='disk'>
       <driver name='qemu' type='qcow2' cache='writeback'/>
       <source file={quoteattr(str(files.disk))}/>
+      <backingStore type='file'><format type='qcow2'/>
+        <source file={quoteattr(str(files.base))}><seclabel model='dac' relabel='no'/></source>
+      </backingStore>
       <target dev='{disk_target(contract)}' bus='{bus}'/>
     </disk>
     {"<controller type='scsi' model='virtio-scsi'/>" if bus == "scsi" else ""}
@@ -191,6 +196,10 @@ def moved(xml: str, identity: DomainIdentity, files: DomainFiles, *, hold_restar
     machine.set("run", identity.run_id)
     machine.set("slot", identity.slot)
     find("devices/disk/source").set("file", str(files.disk))
+    base = find("devices/disk/backingStore/source")
+    base.clear()
+    base.set("file", str(files.base))
+    ElementTree.SubElement(base, "seclabel", model="dac", relabel="no")
     find("devices/serial/log").set("file", str(files.console))
     if (nvram := domain.find("os/nvram")) is not None:
         nvram.text = str(files.nvram)

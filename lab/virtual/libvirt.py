@@ -59,6 +59,7 @@ KEY_MILLISECONDS = 100
 PEEK_BYTES = 65536
 """The most that libvirt reads of a guest's memory at once."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+AGENT_CHANNEL = "org.qemu.guest_agent.0"
 TPM_FOLDER = "tpm-of-"
 FEATURES: frozenset[Feature] = frozenset(
     {
@@ -90,7 +91,10 @@ class Provisioned:
     def files(self) -> DomainFiles:
         """The machine's files."""
         return DomainFiles(
-            self.folder / OVERLAY, self.console.written_by_libvirt, self.folder / "nvram.fd"
+            self.image.disk.resolve(),
+            self.folder / OVERLAY,
+            self.console.written_by_libvirt,
+            self.folder / "nvram.fd",
         )
 
     @property
@@ -129,6 +133,11 @@ class LibvirtBackend(Backend):
                 f"{identity.name!r} cannot be a machine's name: slot and run id together may have"
                 " 120 letters, digits, dots, dashes and underscores"
             )
+        if image.contract.agent.channel != AGENT_CHANNEL:
+            raise BackendError(
+                f"image {image.name}: libvirt talks to agents on {AGENT_CHANNEL} only, and this"
+                f" one's is {image.contract.agent.channel}"
+            )
         with self._power:
             if self._machine is not None:
                 raise BackendError(f"{self.address()} is provisioned already: dispose of it first")
@@ -156,7 +165,7 @@ class LibvirtBackend(Backend):
         with self._power:
             machine = self._provisioned("revert")
             self.power_off()
-            machine.files.disk.unlink(missing_ok=True)
+            self._remove_disk(machine)
             self._remove_state(machine)
             self._machine = Provisioned(image, machine.folder, machine.identity, machine.console)
             self._make_known_state(self._machine)
@@ -202,6 +211,11 @@ class LibvirtBackend(Backend):
         if not link.is_symlink():
             link.symlink_to(machine.tpm)
 
+    def _remove_disk(self, machine: Provisioned) -> None:
+        """The overlay, and the layers under it that edits left."""
+        for file in machine.folder.glob(f"{OVERLAY}*"):
+            file.unlink()
+
     def _remove_state(self, machine: Provisioned) -> None:
         """Everything but disk and logs."""
         machine.files.nvram.unlink(missing_ok=True)
@@ -224,7 +238,7 @@ class LibvirtBackend(Backend):
             self._connection.forget(machine.identity.uuid)
             self._remove_state(machine)
             if not keep_disk:
-                machine.files.disk.unlink(missing_ok=True)
+                self._remove_disk(machine)
             self._machine = None
 
     # Power
@@ -396,7 +410,12 @@ class LibvirtBackend(Backend):
     def console_log(self) -> Path:
         """See Backend. Beside it, console.times.jsonl says when the bytes came (ConsoleLog)."""
         machine = self._provisioned("read the console")
-        machine.console.follow()
+        try:
+            machine.console.follow()
+        except OSError as error:
+            raise BackendError(
+                f"{machine.console.path}: keep the console's bytes: {error}"
+            ) from error
         return machine.console.path
 
     def disk_bytes_written(self) -> int:
@@ -415,7 +434,8 @@ class LibvirtBackend(Backend):
         events = self._events
         before: tuple[int, int] | None = None  # resets, and bytes read from the disk
         while not events.off.wait(WATCH_SECONDS):
-            machine.console.follow()
+            with suppress(OSError):  # no room: console_log() says so to whoever asks
+                machine.console.follow()
             if (not events.holds or self._reset_passes) and not events.alive.is_set():
                 resets = events.resets
                 with suppress(libvirt.libvirtError, BackendError):  # it went off meanwhile
@@ -429,7 +449,8 @@ class LibvirtBackend(Backend):
                     self._hold_again()
                 finally:
                     self._power.release()
-        machine.console.follow()
+        with suppress(OSError):
+            machine.console.follow()
 
     # Agent
 
@@ -488,8 +509,9 @@ class LibvirtBackend(Backend):
 
             try:
                 self._write_by_libvirt(f"save {self.address()}", destination, save)
-            finally:
+            except BaseException:
                 self._events.ask("")
+                raise
             self._wait_until_off()
 
     def _write_by_libvirt(self, what: str, destination: Path, write: Any) -> None:

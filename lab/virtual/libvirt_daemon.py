@@ -7,6 +7,7 @@ nothing of one outlives its owner. libvirtd has no session mode for root, so roo
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
@@ -20,13 +21,15 @@ from pathlib import Path
 import libvirt
 
 from lab.backend import BackendError
+from lab.signals import DeadlineError, SignalLog
 from lab.virtual.account import Account
+from lab.virtual.libvirt_events import start_event_loop
 
 START_SECONDS = 60.0
 """For a daemon's first answer; it takes 0.4 s, and 8 s when it must ask QEMU what it can do."""
 DAEMON_FOLDERS = "/usr/local/sbin:/usr/sbin:/sbin"
 """Where Debian keeps daemons; not in an ordinary user's PATH."""
-SYSTEM_SOCKET = Path("/run/libvirt/libvirt-sock")
+SYSTEM_FOLDER = Path("/run/libvirt")
 IDLE_SECONDS = 120
 """After which a system daemon that the lab started ends, if no machine runs."""
 CONSOLE_LOG_LIMIT = 1 << 30
@@ -102,6 +105,16 @@ def _reaper(
         )
 
 
+def _require_alive(host: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    if process.poll() is not None:
+        said = log.read_text(errors="replace").strip().splitlines()
+        raise BackendError(
+            f"[hosts.{host}]: the libvirtd that the lab started ended: {' / '.join(said[-4:])}"
+            f" (all of it: {log}). Install what it lacks, for qemu:///system the package"
+            " libvirt-daemon-system"
+        )
+
+
 def _private(host: str, scratch: Path) -> Daemon:
     _require_programs(host, "virtlogd", "libvirtd", "qemu-system-x86_64", "qemu-img")
     account = Account.named("nobody") if os.geteuid() == 0 else None
@@ -134,14 +147,6 @@ def _private(host: str, scratch: Path) -> Daemon:
         environment=environment,
     )
 
-    def still_there() -> None:
-        if process.poll() is not None:
-            said = log.read_text(errors="replace").strip().splitlines()
-            raise BackendError(
-                f"[hosts.{host}]: the lab's own libvirt ended: {' / '.join(said[-3:])}"
-                f" (all of it: {log})"
-            )
-
     def stop() -> None:
         if process.stdin:
             process.stdin.close()  # the reaper ends when nobody holds its standard input
@@ -153,7 +158,7 @@ def _private(host: str, scratch: Path) -> Daemon:
         account,
         folder / "config/libvirt/qemu/swtpm",
         START_SECONDS,
-        still_there,
+        lambda: _require_alive(host, process, log),
         stop,
     )
 
@@ -168,21 +173,38 @@ def _system(host: str, scratch: Path) -> Daemon:
             " here. Start libvirtd as root, or use qemu:///session"
         )
     _require_programs(host, "virtlogd", "libvirtd", "qemu-system-x86_64", "qemu-img")
-    SYSTEM_SOCKET.parent.mkdir(parents=True, exist_ok=True)
-    _reaper(
+    SYSTEM_FOLDER.mkdir(parents=True, exist_ok=True)
+    with (SYSTEM_FOLDER / "lab.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be starting it
+        if not _answers(daemon.uri):
+            _start_system(host, daemon.uri, scratch / "libvirtd-system.log")
+    return daemon
+
+
+def _start_system(host: str, uri: str, log: Path) -> None:
+    process = _reaper(
         "detached",
         "",
         "",
-        f"virtlogd --timeout {IDLE_SECONDS}",
+        "virtlogd",
         f"libvirtd --timeout {IDLE_SECONDS}",
         tied=False,
-        log=scratch / "libvirtd-system.log",
+        log=log,
         environment={**os.environ, "PATH": f"{os.environ.get('PATH', '')}:{DAEMON_FOLDERS}"},
     )
-    return Daemon(daemon.uri, tpm_states=daemon.tpm_states, patience=START_SECONDS)
+
+    def answers() -> bool:
+        _require_alive(host, process, log)
+        return _answers(uri)
+
+    try:
+        SignalLog().wait(f"libvirtd at {uri}", answers, START_SECONDS)
+    except DeadlineError as error:
+        raise BackendError(f"[hosts.{host}]: {error}; see {log}") from error
 
 
 def _answers(uri: str) -> bool:
+    start_event_loop()
     try:
         libvirt.open(uri).close()
     except libvirt.libvirtError:

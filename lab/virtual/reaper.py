@@ -8,7 +8,8 @@ moment they end; under a slow init libvirt waits seconds for each. A daemon that
 started again, and libvirtd then finds its running machines.
 
 tied: ends with the owner, who holds the other end of standard input, however it dies; then all that
-was started ends, and FOLDER is removed. detached: ends when the daemons have ended by themselves.
+was started ends, and FOLDER is removed. detached: ends when a daemon has ended by itself, and asks
+the others to end.
 USER: whom the daemons run as; "" keeps the user.
 """
 
@@ -88,8 +89,10 @@ class Daemons:
                 else:
                     complete = False
 
-    def __len__(self) -> int:
-        return len(self._running)
+    def terminate(self) -> None:
+        """Asks all of them to end."""
+        for process in self._running:
+            os.kill(process, signal.SIGTERM)
 
 
 def main() -> None:
@@ -110,9 +113,10 @@ def main() -> None:
             break
         if sys.stdin.fileno() in ready:
             break
-        if not daemons.collect() and (tied or not len(daemons)):
+        if not daemons.collect():
             break
     if not tied:
+        daemons.terminate()
         return
     # Killing one makes its children ours: repeat until none is left.
     while children := _children():
