@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import ClassVar, Self
 
+from lab.outcome import InfrastructureError
 
-class DiskError(Exception):
+
+class DiskError(InfrastructureError):
     """A disk, or a file on it, could not be read or edited; the message says why.
 
     `reason` names the refusals that callers and reports tell apart.

@@ -228,7 +228,7 @@ def _write(layer: Path, files: DiskFiles, steps: Sequence[_Step], deadline: floa
     }
     namespaces = ["--mount", "--pid", "--fork", "--kill-child"]
     if os.geteuid():
-        namespaces += ["--user", "--map-root-user"]
+        namespaces += ["--user", "--map-current-user", "--keep-caps"]
     with tempfile.TemporaryDirectory(prefix="edit-", dir=layer.parent) as scratch:
         worker = subprocess.Popen(
             ["unshare", *namespaces, sys.executable, "-I", edit_worker.__file__, scratch],

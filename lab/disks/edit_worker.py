@@ -85,8 +85,9 @@ def _edit_fat32(volume: Path, steps: Sequence[dict[str, Any]]) -> None:
 
 
 def _edit_ntfs(volume: Path, mount: Path, steps: Sequence[dict[str, Any]], server: int) -> None:
-    # norecover: a log that is not clean is refused, never thrown away.
-    _run("ntfs-3g", "-o", "norecover,windows_names,noatime", str(volume), str(mount))
+    # norecover: a log that is not clean is refused, never thrown away. uid to umask: all is ours.
+    options = f"norecover,windows_names,noatime,uid={os.getuid()},gid={os.getgid()},umask=0"
+    _run("ntfs-3g", "-o", options, str(volume), str(mount))
     try:
         for step in steps:
             with _folder(mount, step["names"][:-1]) as folder:

@@ -78,7 +78,7 @@ def ntfs_volume(path: Path, *, megabytes: int = 16, script: str = "") -> Path:
     return path
 
 
-def mbr_disk(volume: bytes, partition_type: int = NTFS_TYPE) -> bytearray:
+def mbr_disk(volume: bytes | bytearray, partition_type: int = NTFS_TYPE) -> bytearray:
     """A disk with one partition, of that type, that holds the volume."""
     entry = _mbr_entry(partition_type, VOLUME_OFFSET // SECTOR, len(volume) // SECTOR)
     return _disk(
@@ -113,11 +113,11 @@ def _mbr_entry(kind: int, start: int, sectors: int) -> bytes:
     return struct.pack("<B3sB3sII", 0x80, beyond, kind, beyond, start, sectors)
 
 
-def _disk(head: bytes, volume: bytes) -> bytearray:
+def _disk(head: bytes, volume: bytes | bytearray) -> bytearray:
     return bytearray(head.ljust(VOLUME_OFFSET, b"\0") + volume + bytes(MIB))
 
 
-def write_qcow2(path: Path, disk: bytes) -> Path:
+def write_qcow2(path: Path, disk: bytes | bytearray) -> Path:
     """Makes a qcow2 file of a disk's bytes."""
     raw = path.with_suffix(".raw")
     raw.write_bytes(disk)

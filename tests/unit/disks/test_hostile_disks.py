@@ -53,7 +53,7 @@ for number in range(20): open(f"Windows/file number {number}.txt", "wb").write(b
     }
 
 
-def _places(disk: bytes) -> list[int]:
+def _places(disk: bytes | bytearray) -> list[int]:
     """Sectors that hold something: damage elsewhere would do nothing."""
     return [place for place in range(0, len(disk), 512) if any(disk[place : place + 512])]
 
