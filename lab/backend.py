@@ -19,6 +19,16 @@ from lab.signals import SignalLog
 
 OVERLAY = "disk.qcow2"
 """The file in a run's folder that a machine writes its disk to."""
+MACHINE_FILES = (
+    f"{OVERLAY}*",
+    "edit-*",
+    "*.part",
+    "identity.dmp",
+    "nvram.fd",
+    "restore.sav",
+    "tpm-of-*",
+)
+"""What else a machine has in a run's folder; none of it is evidence once the dumps are safe."""
 
 Feature = Literal[
     "agent",  # guest_agent() speaks QEMU's agent protocol

@@ -8,12 +8,15 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lab.outcome import LabError, Outcome
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+INCONCLUSIVE_EXIT = 2
+"""The lab failed, not the candidate."""
 HARNESS_EXIT = 3
 """The lab's own input is wrong: nothing was tried."""
 
@@ -48,18 +51,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(_function("crashdump_analysis.cli:main")(given[1:]))
     options = _parser().parse_args(given)
     # A service manager's stop is handled as Ctrl-C is: evidence first, machines given back.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    # (SIGINT itself may be ignored, in the background of a shell.)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return int(_function(options.function)(options, Teller()))
     except LabError as error:
         print(f"lab {options.name}: {error}", file=sys.stderr)
-        return 2 if error.outcome is Outcome.INFRASTRUCTURE else HARNESS_EXIT
+        lab_failed = error.outcome is Outcome.INFRASTRUCTURE
+        return INCONCLUSIVE_EXIT if lab_failed else HARNESS_EXIT
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return INCONCLUSIVE_EXIT
     except KeyboardInterrupt:
         print(f"lab {options.name}: interrupted; what was collected is kept", file=sys.stderr)
         return 130
+    except Exception as error:
+        said = str(error)
+        if not isinstance(error, OSError):
+            traceback.print_exc()
+            said = "this is a mistake in the lab itself, see above"
+        print(f"lab {options.name}: {said}", file=sys.stderr)
+        return INCONCLUSIVE_EXIT
 
 
 def _function(place: str) -> Callable[..., int]:

@@ -53,15 +53,17 @@ class DumpStatus(StrEnum):
 class SeenBoot:
     """What was seen from outside of the boot that crashed.
 
-    started, crashed: the host's clock, UTC. clock_offset: the guest's clock less the host's, as
-    measured or assumed. stop_code: where the console told it.
+    name: for messages. started, crashed: the host's clock, UTC. clock_offset: the guest's clock
+    less the host's, as measured or assumed. stop_code: where the console told it.
+    may_have_crashed: False where a bug check would have been signalled, and none was.
     """
 
-    number: int
+    name: str
     started: datetime
     crashed: datetime
     clock_offset: timedelta
     stop_code: int | None
+    may_have_crashed: bool = True
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ def find_dumps(
         _look(files, path, contract, boot, run_began=run_began, collected=collected)
         for path in _places(files, contract)
     ]
-    whole = {one.fingerprint for one in found if one.status is DumpStatus.THIS_BOOT}
+    cut = {DumpStatus.TRUNCATED, DumpStatus.NO_DUMP}
+    whole = {one.fingerprint for one in found if one.status not in cut}
     settled = [
         one
         if one.status is not DumpStatus.TRUNCATED or one.fingerprint not in whole
@@ -113,6 +116,8 @@ def copy_dump(
     name = PureWindowsPath(found.path).name
     if not name.lower().endswith(".dmp"):
         name += ".dmp"
+    if (folder / name).exists():  # of another disk, or of another time
+        name = f"{found.fingerprint[:8]}-{name}"
     free = shutil.disk_usage(folder).free
     if free < found.size + SPARE_BYTES:
         raise OSError(
@@ -126,15 +131,22 @@ def copy_dump(
 
 def _places(files: DiskFiles, contract: Contract) -> list[str]:
     dump = contract.dump
-    places = [dump.staged_in, dump.file]
     root = PureWindowsPath(dump.staged_in).anchor
     minidumps = str(PureWindowsPath(dump.file).parent / "Minidump")
-    for folder, pattern in ((root, "DUMP*.tmp"), (minidumps, "*.dmp")):
-        try:
-            places += [info.path for info in files.list(folder, pattern)]
-        except FileNotFoundError:
-            continue  # a folder that no crash has made yet
-    return places
+    # What is moved aside comes before its copy, which may have its full size before its content.
+    return [
+        dump.staged_in,
+        *_names(files, root, "DUMP*.tmp"),
+        dump.file,
+        *_names(files, minidumps, "*.dmp"),
+    ]
+
+
+def _names(files: DiskFiles, folder: str, pattern: str) -> list[str]:
+    try:
+        return [info.path for info in files.list(folder, pattern)]
+    except FileNotFoundError:
+        return []  # a folder that no crash has made yet
 
 
 def _look(
@@ -180,10 +192,10 @@ def _compare(
     said = f"bug check 0x{header.stop_code:X} at {time:%Y-%m-%d %H:%M:%S}"
     if time < run_began - tolerance:
         return DumpStatus.STALE, f"{said}, before this run began ({run_began:%H:%M:%S})"
-    if time < boot.started - tolerance:
-        return DumpStatus.EARLIER, f"{said}, before boot {boot.number} ({boot.started:%H:%M:%S})"
+    if time < boot.started - tolerance or not boot.may_have_crashed:
+        return DumpStatus.EARLIER, f"{said}, before {boot.name} ({boot.started:%H:%M:%S})"
     if time > boot.crashed + tolerance:
         return DumpStatus.OTHER, f"{said}, after the crash was seen ({boot.crashed:%H:%M:%S})"
     if boot.stop_code is not None and header.stop_code != boot.stop_code:
         return DumpStatus.OTHER, f"{said}, but the console said 0x{boot.stop_code:X}"
-    return DumpStatus.THIS_BOOT, f"{said}, within boot {boot.number}"
+    return DumpStatus.THIS_BOOT, f"{said}, within {boot.name}"

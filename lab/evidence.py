@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,13 +23,22 @@ from lab.backend import BackendError
 from lab.console.stop_text import stop_codes
 from lab.disks.blocks import DiskError
 from lab.disks.files import DiskFiles
-from lab.dumps import DumpStatus, FoundDump, SeenBoot, copy_dump, find_dumps
+from lab.dumps import (
+    CLOCK_TOLERANCE,
+    DumpStatus,
+    FoundDump,
+    SeenBoot,
+    copy_dump,
+    find_dumps,
+)
 from lab.machine import Machine
-from lab.outcome import InfrastructureError
+from lab.missing_dumps import MissingDump, WholeDump, missing_dumps
+from lab.outcome import InfrastructureError, LabError
 from lab.signals import DeadlineError, SignalKind
 
-Cause = Literal["crash", "hang", "restart"]
-"""A bug check was signalled; it no longer answers; it went down by itself without either."""
+Cause = Literal["crash", "hang", "restart", "power-cut"]
+"""A bug check was signalled; it no longer answers; it went down by itself without either; its power
+was cut, whatever it was doing."""
 Say = Callable[[str], None]
 
 
@@ -78,8 +87,9 @@ class Evidence:
 
     boot: the boot that went down. cause: what the collection began with. crashes: bug checks
     signalled since the evidence before this one. overwritten: how many of their dumps the next
-    crash wrote over. kept_disk: where the machine's own disk layer was put when a dump could not
-    be copied. no_dump: why there is no dump of this boot, in words.
+    crash wrote over. missing: those bug checks without a dump, each with its reason. kept_disk: the
+    machine's own disk layer, a file in the run's folder, kept because something on it could not be
+    brought to safety. no_dump: why there is no dump of this boot, in words.
     """
 
     boot: int
@@ -90,6 +100,7 @@ class Evidence:
     stop_code_on_console: int | None = None
     crashes: int = 0
     overwritten: int = 0
+    missing: list[MissingDump] = field(default_factory=list)
     rungs: list[Rung] = field(default_factory=list)
     dumps: list[CollectedDump] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
@@ -117,39 +128,57 @@ class Collector:
         self._say = say
         self._collected: set[str] = set()
         self._crashes_before = 0
-        self._began = 0.0
 
     def collect(self, cause: Cause) -> Evidence:
         """Runs the ladder; the machine is off afterwards, and its evidence is sealed.
 
         Raises EvidenceError where a dump could not be brought to safety: then the machine's disk
-        layer was set aside instead, and the machine must not be started again. Whatever else goes
-        wrong, what was collected is recorded first.
+        layer is kept instead, and the machine cannot be started again. Whatever goes wrong, Ctrl-C
+        included, what was collected is written down first.
         """
         machine = self._machine
         boot = machine.boot
+        machine.unseal(boot)
         folder = self._folder / f"boot-{boot}-{cause}"
-        folder.mkdir(parents=True)
-        self._began = time.monotonic()
         began = machine.signals.all()[-1].at.isoformat()
         evidence = Evidence(boot, cause, folder, began)
         try:
-            self._screenshot(evidence)
-            if cause == "hang":
-                self._make_it_dump(evidence)
-            self._wait_for_dump(evidence)
+            folder.mkdir(parents=True)
+            if cause != "power-cut":
+                self._screenshot(evidence)
+                if cause == "hang":
+                    self._make_it_dump(evidence)
+                self._wait_for_dump(evidence)
             self._power_off(evidence)
             self._console(evidence)
             self._disk(evidence)
-        except BaseException as error:
-            # Also at Ctrl-C: what is there is written down before anything else happens.
-            evidence.rungs.append(Rung("interrupted", 0.0, f"{type(error).__name__}: {error}"))
-            self._keep_disk(evidence)
-            raise
-        finally:
             self._write(evidence)
+        except BaseException as error:
+            said = self._keep_disk(evidence, error)
+            if isinstance(error, LabError | OSError):
+                raise EvidenceError(said, evidence) from error
+            raise
         machine.seal(boot)
         return evidence
+
+    def _keep_disk(self, evidence: Evidence, error: BaseException) -> str:
+        """Keeps the disk, and writes down what there is; says so."""
+        overlay = self._machine.overlay()
+        kept = "there is no disk to keep"
+        if overlay.exists():
+            evidence.kept_disk = overlay.name
+            kept = (
+                f"the machine's disk is kept as {overlay}. Once the cause is mended, read the dump"
+                " off it: lab salvage RUN"
+            )
+        said = f"{error or type(error).__name__}; {kept}"
+        evidence.no_dump = evidence.no_dump or said
+        evidence.rungs.append(Rung("broken off", 0.0, said))
+        try:
+            self._write(evidence)
+        except OSError as full:
+            said += f"; not even evidence.json could be written: {full}"
+        return said
 
     @contextmanager
     def _rung(self, evidence: Evidence, name: str) -> Iterator[Rung]:
@@ -159,7 +188,7 @@ class Collector:
         began = time.monotonic()
         try:
             yield rung
-        except (BackendError, DiskError, DeadlineError) as error:
+        except (BackendError, DiskError, DeadlineError, OSError) as error:
             rung.result = f"failed: {error}"
             self._say(f"{name}: {error}")
         finally:
@@ -244,13 +273,13 @@ class Collector:
         file = evidence.folder / "screen.png"
         try:
             picture = self._machine.screenshot()
-        except BackendError as error:
+            file.write_bytes(picture)
+        except (BackendError, OSError) as error:
             if "screenshot" not in [rung.name for rung in evidence.rungs]:
                 evidence.rungs.append(Rung("screenshot", 0.0, f"failed: {error}"))
             return
         if file.name not in evidence.files:
             evidence.rungs.append(Rung("screenshot", 0.0, f"{len(picture)} bytes"))
-        file.write_bytes(picture)
         self._file(evidence, file)
 
     def _power_off(self, evidence: Evidence) -> None:
@@ -267,44 +296,72 @@ class Collector:
             file.write_bytes(self._machine.console_bytes())
             self._file(evidence, file)
             codes = stop_codes(self._machine.console_bytes(evidence.boot))
+            if not self._may_have_crashed(evidence):
+                codes = []  # they are of boots before it, which nobody gave one by one
             evidence.stop_code_on_console = codes[-1] if codes else None
             told = f"; stop code 0x{codes[-1]:X}" if codes else ""
             rung.result = f"{file.stat().st_size} bytes{told}"
 
     def _disk(self, evidence: Evidence) -> None:
-        """Copies every dump that is not safe yet; says why where there is none of this boot."""
+        """Copies every dump that is not safe yet; says why where there is none of this boot.
+
+        Raises DiskError, BackendError, and OSError for a dump that the store could not take.
+        """
         machine = self._machine
         self._say("Looking for dumps on the powered-off disk")
         boot = self._seen_boot(evidence)
-        try:
-            with machine.files() as files:
-                with self._rung(evidence, "look for dumps") as rung:
-                    rung.result = "; ".join(files.warnings) or f"{files.filesystem}, clean"
-                    found = find_dumps(
-                        files,
-                        machine.contract,
-                        boot,
-                        run_began=self._run_began,
-                        collected=self._collected,
-                    )
-                for one in found:
-                    self._pull(evidence, files, one)
-        except DiskError as error:
-            evidence.rungs.append(Rung("disk", 0.0, f"failed: {error}"))
-            self._keep_disk(evidence)
-            evidence.no_dump = f"the disk cannot be read: {error}"
-            raise EvidenceError(
-                f"{error}; its disk is kept: {evidence.kept_disk}", evidence
-            ) from error
-        crashes = len(machine.signals.crashes())
-        evidence.crashes, self._crashes_before = crashes - self._crashes_before, crashes
-        fresh = {DumpStatus.THIS_BOOT, DumpStatus.EARLIER}
-        pulled = {one.fingerprint for one in evidence.dumps if one.file and one.status in fresh}
-        evidence.overwritten = max(evidence.crashes - max(len(pulled), 1), 0)
+        if machine.is_on():
+            raise BackendError(f"{machine.address()} is still on, so its disk is not read")
+        with machine.files() as files:
+            looked = Rung("look for dumps", 0.0, "; ".join(files.warnings) or "a clean disk")
+            evidence.rungs.append(looked)
+            found = find_dumps(
+                files,
+                machine.contract,
+                boot,
+                run_began=self._run_began,
+                collected=self._collected,
+            )
+            failures = [self._pull(evidence, files, one) for one in found]
+        for failure in filter(None, failures):  # after all that could be copied
+            raise failure
+        self._account(evidence, boot)
+
+    def _account(self, evidence: Evidence, boot: SeenBoot) -> None:
+        """What became of the dump of each bug check since the collection before this one."""
+        machine = self._machine
+        crashes = machine.signals.crashes()[self._crashes_before :]
+        self._crashes_before += len(crashes)
+        evidence.crashes = len(crashes)
+        evidence.missing = missing_dumps(
+            machine.signals,
+            crashes,
+            [
+                WholeDump(one.path, datetime.fromisoformat(one.time) - boot.clock_offset)
+                for one in evidence.dumps
+                if one.file and one.time
+                if one.status in {DumpStatus.THIS_BOOT, DumpStatus.EARLIER}
+            ],
+            staged_in=machine.contract.dump.staged_in,
+            tolerance=CLOCK_TOLERANCE * machine.contract.deadlines.slowdown,
+        )
+        evidence.overwritten = sum(one.written_over_by is not None for one in evidence.missing)
         if evidence.dump is None:
-            said = "; ".join(one.detail for one in evidence.dumps) or "no place holds one"
-            evidence.no_dump = f"dumps are set to {machine.contract.dump.setting!r}; {said}"
-            self._say(f"No dump of this boot: {said}")
+            reasons = [one.reason for one in evidence.missing if one.boot == evidence.boot]
+            if not boot.may_have_crashed:
+                after = (boot.crashed - boot.started).total_seconds()
+                reasons = [
+                    f"the power was cut before a bug check: it was off {after:.3f} s after it began"
+                ]
+            places = [one.detail for one in evidence.dumps] or ["no place holds one"]
+            setting = f"dumps are set to {machine.contract.dump.setting!r}"
+            evidence.no_dump = "; ".join([*reasons, setting, *places])
+            self._say(f"No dump of boot {evidence.boot}: {'; '.join([*reasons, *places])}")
+
+    def _may_have_crashed(self, evidence: Evidence) -> bool:
+        machine = self._machine
+        told = machine.contract.panic.crash_loaded_before_dump
+        return evidence.cause != "power-cut" or not told or machine.crash_signalled(evidence.boot)
 
     def _seen_boot(self, evidence: Evidence) -> SeenBoot:
         signals = self._machine.signals
@@ -312,6 +369,7 @@ class Collector:
         down = signals.crashes(evidence.boot) or signals.of(
             SignalKind.RESTART, SignalKind.POWER_OFF, boot=evidence.boot
         )
+        crashed = down[0].at if down else datetime.now(UTC)
         offset = self._machine.clock_offset
         if offset is None:
             evidence.clock = "taken to be UTC: the guest never told its time"
@@ -320,10 +378,12 @@ class Collector:
                 f"the guest's is ahead of the host's by {offset.total_seconds():+.3f} s"
             )
         return SeenBoot(
-            evidence.boot, began, down[0].at, offset or timedelta(), evidence.stop_code_on_console
-        )
+            f"boot {evidence.boot}", began, crashed, offset or timedelta(),
+            evidence.stop_code_on_console, self._may_have_crashed(evidence),
+        )  # fmt: skip
 
-    def _pull(self, evidence: Evidence, files: DiskFiles, found: FoundDump) -> None:
+    def _pull(self, evidence: Evidence, files: DiskFiles, found: FoundDump) -> Exception | None:
+        """Copies one dump if it is worth it and not safe yet; what went wrong, if anything."""
         header = found.header
         one = CollectedDump(
             found.path, found.status, found.detail, None, found.size, "", found.fingerprint,
@@ -333,26 +393,22 @@ class Collector:
         evidence.dumps.append(one)
         worth = {DumpStatus.THIS_BOOT, DumpStatus.EARLIER, DumpStatus.OTHER, DumpStatus.TRUNCATED}
         if found.status not in worth or found.fingerprint in self._collected:
-            return
+            return None
         with self._rung(evidence, f"copy {found.path}") as rung:
             try:
                 file = copy_dump(files, found, evidence.folder, self._progress(found))
-            except OSError as error:
+            except (OSError, DiskError) as error:
                 rung.result = f"failed: {error}"
-                self._keep_disk(evidence)
-                raise EvidenceError(
-                    f"the dump in {found.path} could not be copied: {error}; the"
-                    f" machine's disk is kept as {evidence.kept_disk}. Make room, then read the"
-                    " dump off it: lab salvage RUN",
-                    evidence,
-                ) from error
+                return type(error)(f"the dump in {found.path} could not be copied: {error}")
             one.file, one.sha256 = file.name, self._file(evidence, file)
             rung.result = f"{file.name}, {found.size} bytes"
             whole = check_dump(file)
-            if found.status is DumpStatus.THIS_BOOT and whole.state is not State.COMPLETE:
+            if whole.state is State.COMPLETE:
+                self._collected.add(found.fingerprint)
+            elif found.status is DumpStatus.THIS_BOOT:
                 one.status, one.detail = DumpStatus.TRUNCATED, whole.words
-            self._collected.add(found.fingerprint)
             self._say(f"{found.path}: {found.size / 1e6:.1f} MB, {one.status}")
+        return None
 
     def _progress(self, found: FoundDump) -> Callable[[int], None]:
         """Tells of a copy that takes longer than two seconds, every two seconds."""
@@ -365,14 +421,6 @@ class Collector:
                 self._say(f"{found.path}: {done / 1e6:.0f} of {found.size / 1e6:.0f} MB")
 
         return progress
-
-    def _keep_disk(self, evidence: Evidence) -> None:
-        """Sets the machine's own disk layer aside, on the same file system: takes no room."""
-        overlay = self._machine.overlay()
-        kept = evidence.folder / "disk.qcow2"
-        if overlay.exists() and not kept.exists():
-            os.link(overlay, kept)
-            evidence.kept_disk = kept.name
 
     def _file(self, evidence: Evidence, file: Path) -> str:
         """Flushes a file of the evidence to the store and notes its SHA-256."""

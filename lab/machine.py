@@ -47,6 +47,7 @@ class Machine:
         self.image = image
         self.signals = signals
         self.folder = folder
+        self._evidence_boot = 0
         self._sealed_boot = 0
         self.clock_settings: list[dict[str, str]] = []
         """Each time the guest's clock was set: boot, what it said before, what it was set to."""
@@ -100,13 +101,21 @@ class Machine:
                 future.set_exception(error)
 
         threading.Thread(target=work, name=f"{self.name}: {what}", daemon=True).start()
-        self.signals.wait(f"{what} of {self.name}", future.done, deadline, boot=boot)
+        try:
+            self.signals.wait(f"{what} of {self.name}", future.done, deadline, boot=boot)
+        except DeadlineError as error:  # the hypervisor's, not the guest's
+            raise BackendError(f"{self.address()} does not answer: {error}") from error
         return future.result()
 
     # Power
 
     def start(self, *, hold_restart: bool = True) -> None:
-        """Powers on: a new boot. hold_restart: a restart from inside leaves it off (see class)."""
+        """Powers on: a new boot. hold_restart: a restart from inside leaves it off (see class).
+
+        Refused while its disk is kept as evidence: a boot writes to it.
+        """
+        if self._evidence_boot > self._sealed_boot:
+            self._refuse_unsealed("start")
         console = len(self.console_bytes()) if "console-log" in self.features else 0
         self._call("power-on", lambda: self._backend.start(hold_restart=hold_restart))
         self._console_at_boot[self.boot] = console
@@ -276,9 +285,13 @@ class Machine:
 
     @property
     def unsealed_boot(self) -> int | None:
-        """The last boot that crashed and whose evidence is not sealed yet."""
-        crashed = [s.boot for s in self.signals.crashes() if s.boot > self._sealed_boot]
-        return max(crashed, default=None)
+        """The last boot that crashed, or left other evidence, and whose evidence is not sealed."""
+        boots = [self._evidence_boot, *(signal.boot for signal in self.signals.crashes())]
+        return max((boot for boot in boots if boot > self._sealed_boot), default=None)
+
+    def unseal(self, boot: int) -> None:
+        """The disk is evidence of `boot` until it is sealed. Only lab.evidence says so."""
+        self._evidence_boot = max(self._evidence_boot, boot)
 
     def seal(self, boot: int) -> None:
         """Evidence of all boots up to `boot` is safe. Only lab.evidence says so."""
@@ -287,8 +300,8 @@ class Machine:
     def _refuse_unsealed(self, action: str) -> None:
         if (boot := self.unsealed_boot) is not None:
             raise EvidenceNotSealedError(
-                f"cannot {action} of {self.name}: boot {boot} crashed and its evidence is not"
-                " sealed; collect it first (lab.evidence.collect)"
+                f"{self.name}: cannot {action}: the evidence of boot {boot} is not sealed; collect"
+                " it first (lab.evidence)"
             )
 
     def revert(self) -> None:

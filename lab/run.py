@@ -106,12 +106,14 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if isinstance(error, KeyboardInterrupt) and self.machine.unsealed_boot is not None:
-            self.say(
-                "Interrupted. Collecting the evidence first; Ctrl-C again keeps the disk as is"
-            )
-            self.take_evidence(error)
-        self._end(error)
+        try:
+            if isinstance(error, KeyboardInterrupt) and self._evidence_waits():
+                self.say(
+                    "Interrupted. Collecting the evidence first; Ctrl-C again keeps the disk as is"
+                )
+                self.failed("before the interruption", error)
+        finally:
+            self._end(error)
 
     @property
     def machine(self) -> Machine:
@@ -187,24 +189,36 @@ class Run:
 
     # What goes wrong
 
-    def failed(self, what: str, error: BaseException) -> Outcome:
-        """Notes what an exception means; of a machine that went down, takes the evidence first."""
-        outcome = outcome_of(error)
-        reason = str(error)
-        if self.machine.unsealed_boot is not None or isinstance(error, MachineDown | HungError):
-            try:
+    def failed(
+        self, what: str, error: BaseException, *, before_the_candidate: bool = False
+    ) -> Outcome:
+        """Notes what an exception means; of a machine that went down, takes the evidence first.
+
+        Evidence that cannot be brought to safety is an outcome beside that, and raises nothing.
+        before_the_candidate: whatever it is, it says nothing about the candidate.
+        """
+        outcome, reason = outcome_of(error), str(error)
+        crashed = self.machine.crash_signalled(self.machine.boot)
+        trouble: EvidenceError | None = None
+        try:
+            if self._evidence_waits() or isinstance(error, MachineDown | HungError):
                 crash = self.take_evidence(error)
-            except LabError:
-                if self.machine.crash_signalled(self.machine.boot):
-                    outcome = Outcome.CRASHED
-                self.note_outcome(what, outcome, reason)
-                raise
-            if crash is not None:
-                reason = crash.summary
-            if self.machine.crash_signalled(self.machine.boot) or (crash and crash.bug_check):
                 # An NMI that we sent makes a hung machine crash; it hung all the same.
-                outcome = Outcome.HUNG if isinstance(error, HungError) else Outcome.CRASHED
-        self.note_outcome(what, outcome, reason)
+                crashed |= bool(crash and crash.bug_check) and not isinstance(error, HungError)
+                reason = crash.summary if crash else reason
+        except EvidenceError as lost:
+            trouble = lost
+        finally:  # at Ctrl-C, too
+            outcome = Outcome.CRASHED if crashed else outcome
+            if before_the_candidate and outcome.is_product:
+                reason = f"{outcome} before the candidate was on it: {reason}"
+                outcome = Outcome.INFRASTRUCTURE
+            self.note_outcome(what, outcome, reason)
+        if trouble is not None:
+            self.say(str(trouble))
+            self.note_outcome(
+                f"evidence of boot {self.machine.boot}", trouble.outcome, str(trouble)
+            )
         return outcome
 
     def note_outcome(self, what: str, outcome: Outcome, reason: str = "") -> None:
@@ -219,10 +233,13 @@ class Run:
         self.record.verdict = verdict_of(outcomes)
 
     def take_evidence(self, error: BaseException) -> CrashRecord | None:
-        """Collects and triages; None where that was done or tried for this boot already."""
+        """Collects and triages; None where that was done or tried for this boot already.
+
+        Raises EvidenceError where it could not be brought to safety.
+        """
         assert self._collector is not None
         machine = self.machine
-        if any(one.boot == machine.boot for one in self.record.crashes):
+        if self._evidence_is_taken():
             return None
         hung = isinstance(error, HungError) and not machine.crash_signalled(machine.boot)
         restarted = isinstance(error, MachineDown) and not machine.crash_signalled(machine.boot)
@@ -234,28 +251,27 @@ class Run:
                 "crash": "It has stopped with a bug check",
             }[cause]
         )
-        try:
-            evidence = self._collector.collect(cause)
-        except BaseException as lost:  # also Ctrl-C: it is tried once
-            folder = lost.evidence.folder if isinstance(lost, EvidenceError) else self.folder
-            self.record.crashes.append(
-                CrashRecord(
-                    boot=machine.boot,
-                    evidence=str(folder.relative_to(self.folder)),
-                    summary=f"its evidence is incomplete: {str(lost) or type(lost).__name__}",
-                )
-            )
-            self.record.save(self.folder)
-            raise
-        crash = self._triage(evidence)
+        crash = CrashRecord(boot=machine.boot, evidence=f"evidence/boot-{machine.boot}-{cause}")
         self.record.crashes.append(crash)
-        self.record.save(self.folder)
+        try:
+            self._triage(self._collector.collect(cause), crash)
+        except BaseException as lost:  # also Ctrl-C: it is tried once
+            crash.summary = f"its evidence is incomplete: {str(lost) or type(lost).__name__}"
+            raise
+        finally:
+            self.record.save(self.folder)
         return crash
 
-    def _triage(self, evidence: Evidence) -> CrashRecord:
-        crash = CrashRecord(
-            boot=evidence.boot, evidence=str(evidence.folder.relative_to(self.folder))
-        )
+    def _evidence_is_taken(self) -> bool:
+        """Whether this boot's evidence was collected, or that was tried."""
+        return any(one.boot == self.machine.boot for one in self.record.crashes)
+
+    def _evidence_waits(self) -> bool:
+        """Whether something crashed and nobody tried to collect its evidence yet."""
+        return self.machine.unsealed_boot is not None and not self._evidence_is_taken()
+
+    def _triage(self, evidence: Evidence, crash: CrashRecord) -> None:
+        """Fills in what the dump says."""
         if evidence.dump is None:
             crash.summary = f"{evidence.cause} without a dump: {evidence.no_dump}"
             if evidence.stop_code_on_console is not None:
@@ -263,13 +279,13 @@ class Run:
                 crash.summary = (
                     f"bug check {crash.bug_check} (told on the console); {crash.summary}"
                 )
-            return crash
+            return
         symbols = [*(self.candidate.symbol_folders if self.candidate else ()), *self.image.symbols]
         try:
             report = triage(evidence.dump, symbols=symbols)
         except DumpError as error:
             crash.summary = f"its dump cannot be read: {error}"
-            return crash
+            return
         self.reports.append(report)
         (evidence.folder / "report.json").write_text(report.to_json(), encoding="utf-8")
         (evidence.folder / "report.txt").write_text(report.to_text(), encoding="utf-8")
@@ -282,7 +298,14 @@ class Run:
             f"{crash.culprit or f'no culprit ({report.culprit.reason})'}; bucket {crash.bucket}"
         )
         self.say(crash.summary)
-        return crash
+
+    def can_recover(self) -> bool:
+        """Whether it went down by a fault of the product, and its evidence is safe."""
+        return (
+            self._evidence_is_taken()
+            and self.machine.unsealed_boot is None
+            and self.record.outcomes[-1].outcome.is_bad_product
+        )
 
     def recover(self) -> bool:
         """Lets the machine boot again; out of a row of crashes by the candidate's offline edits.
@@ -291,12 +314,13 @@ class Run:
         whether it is, which the record says, too.
         """
         machine = self.machine
+        self.record.recovered = False
         while True:
             self.say(f"Letting it boot again (boot {machine.boot + 1})")
             machine.start()
             try:
                 machine.wait_for_agent()
-                if self.installed:
+                if self.installed and self.needs_candidate().content is not None:
                     self._steps().settle("the boot")
                 self.record.recovered = True
                 self.say("It has come back healthy: its agent answers")
@@ -311,7 +335,6 @@ class Run:
             elif 0 < row < machine.contract.boot.loop_after_crashes:
                 continue
             if self.record.edits or not self._edit_disk():
-                self.record.recovered = False
                 self.say("It does not come back")
                 return False
 
@@ -348,9 +371,10 @@ class Run:
             and str(error) == record.outcomes[-1].reason
         ):
             interrupted = isinstance(error, KeyboardInterrupt)
-            outcome = Outcome.INFRASTRUCTURE if interrupted else outcome_of(error)
             reason = "interrupted" if interrupted else f"{type(error).__name__}: {error}"
-            record.outcomes.append(OutcomeRecord(what="run", outcome=outcome, reason=reason))
+            record.outcomes.append(
+                OutcomeRecord(what="run", outcome=outcome_of(error), reason=reason)
+            )
         try:
             if self._machine is not None:
                 record.clock_settings = self._machine.clock_settings

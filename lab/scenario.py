@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from lab.outcome import HungError, LabError, Outcome
+from lab.outcome import LabError, Outcome
 from lab.run import Run
-from lab.signals import MachineDown
 
 
 def run_content(run: Run, *, recover: bool = True) -> None:
     """Does what the record's scenario says, and notes an outcome for each part.
 
     After a bug check or a hang nothing more is put on the machine; with `recover` it is brought
-    back where that is possible.
+    back where that is possible. A LabError ends as an outcome, too.
     """
     part = "boot"
     activation = run.record.scenario.activation
@@ -30,9 +29,11 @@ def run_content(run: Run, *, recover: bool = True) -> None:
         run.restart()
         run.check("after a restart")
         run.note_outcome(part, Outcome.PASSED)
-    except (MachineDown, HungError) as error:
-        run.failed(part, error)
-        if recover:
-            run.recover()
     except LabError as error:
-        run.failed(part, error)
+        run.failed(part, error, before_the_candidate=part == "boot")
+        if not (recover and run.can_recover()):
+            return
+        try:
+            run.recover()
+        except LabError as trouble:
+            run.failed("recovery", trouble)

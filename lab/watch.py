@@ -37,7 +37,7 @@ def outcome_of(error: BaseException) -> Outcome:
         return error.outcome
     if isinstance(error, AssertionError):
         return Outcome.FAILED
-    if isinstance(error, OSError):
+    if isinstance(error, OSError | KeyboardInterrupt):
         return Outcome.INFRASTRUCTURE
     return Outcome.HARNESS
 

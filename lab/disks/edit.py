@@ -198,14 +198,23 @@ def _new_layer(overlay: Path) -> Iterator[Path]:
         raise
 
 
-def _keep(overlay: Path) -> Path:
-    """A second name for the overlay, under which it is the backing file."""
+def layers_below(overlay: Path) -> list[Path]:
+    """The layers that edits put under the overlay, the nearest first."""
+    found: list[Path] = []
     number = 1
     while (before := overlay.with_name(f"{overlay.name}.before-edit-{number}")).exists():
-        if before.samefile(overlay):
-            return before  # of an edit that was cut off
+        if not before.samefile(overlay):  # of an edit that was cut off
+            found.insert(0, before)
         number += 1
-    os.link(overlay, before)
+    return found
+
+
+def _keep(overlay: Path) -> Path:
+    """A second name for the overlay, under which it is the backing file."""
+    number = len(layers_below(overlay)) + 1
+    before = overlay.with_name(f"{overlay.name}.before-edit-{number}")
+    if not before.exists():  # else it is of an edit that was cut off
+        os.link(overlay, before)
     return before
 
 

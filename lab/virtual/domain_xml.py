@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -19,9 +20,13 @@ PANIC_MODELS = {"pvpanic-isa": "isa", "pvpanic-pci": "pvpanic", "hyper-v": "hype
 
 @dataclass(frozen=True)
 class DomainFiles:
-    """Where the machine's files lie. `disk` stands on `base`; nvram is used with UEFI only."""
+    """Where the machine's files lie. nvram is used with UEFI only.
+
+    layers: what edits left between `disk` and `base`, the nearest first (lab.disks.edit).
+    """
 
     base: Path
+    layers: tuple[Path, ...]
     disk: Path
     console: Path
     nvram: Path
@@ -99,9 +104,7 @@ def domain_xml(
     <disk type='file' device='disk'>
       <driver name='qemu' type='qcow2' cache='writeback'/>
       <source file={quoteattr(str(files.disk))}/>
-      <backingStore type='file'><format type='qcow2'/>
-        <source file={quoteattr(str(files.base))}><seclabel model='dac' relabel='no'/></source>
-      </backingStore>
+      {_backing([*files.layers, files.base])}
       <target dev='{disk_target(contract)}' bus='{bus}'/>
     </disk>
     {"<controller type='scsi' model='virtio-scsi'/>" if bus == "scsi" else ""}
@@ -120,6 +123,13 @@ def domain_xml(
   </devices>
 </domain>
 """
+
+
+def _backing(files: Sequence[Path]) -> str:
+    nearest, *deeper = files
+    nested = _backing(deeper) if deeper else ""
+    source = f"<source file={quoteattr(str(nearest))}><seclabel model='dac' relabel='no'/></source>"
+    return f"<backingStore type='file'><format type='qcow2'/>{source}{nested}</backingStore>"
 
 
 def _metadata(identity: DomainIdentity) -> str:

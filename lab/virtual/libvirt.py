@@ -35,6 +35,7 @@ from lab.backend import (
     Image,
 )
 from lab.disks.blocks import BlockSource
+from lab.disks.edit import layers_below
 from lab.disks.overlay import open_overlay
 from lab.signals import SignalKind, SignalLog
 from lab.virtual import domain_xml
@@ -92,6 +93,7 @@ class Provisioned:
         """The machine's files."""
         return DomainFiles(
             self.image.disk.resolve(),
+            tuple(layers_below(self.folder / OVERLAY)),
             self.folder / OVERLAY,
             self.console.written_by_libvirt,
             self.folder / "nvram.fd",
