@@ -95,7 +95,7 @@ def read_trap_frame(memory: Memory, address: int) -> Registers | None:
     None where memory or selectors say that there is no trap frame.
     """
     record = memory.read(address, TRAP_FRAME_SIZE)
-    if record is None or address % 8:
+    if record is None:
         return None
     registers = Registers()
     for number, offset in _TRAP_FRAME.items():

@@ -50,8 +50,7 @@ class Crash:
         if stored is None:
             return None
         values = struct.unpack("<5Q", stored)
-        # 0x0A becomes 0xD1 late, when a driver is found to be at fault.
-        return values[number] if values[0] & 0xFFFF_FFFF in (self.code, 0x0A) else None
+        return values[number] if values[0] & 0xFFFF_FFFF == self.code else None
 
 
 @dataclass(frozen=True)

@@ -108,11 +108,15 @@ def test_home_space_of_another_bug_check_is_not_believed(tmp_path: Path) -> None
     assert report.culprit.module == "victim"  # the stack leads there all the same
 
 
-def test_home_space_of_a_late_0xd1(tmp_path: Path) -> None:
-    """KeBugCheckEx was called with 0x0A; which driver is at fault was found out later."""
-    machine = crashed_machine(0xD1)
-    machine.write_u64(machine.registers["rsp"] + 8, 0x0A)
-    assert fault_of(machine, tmp_path)[0] == FAULT_RIP
+def test_records_on_the_stack_are_aligned(tmp_path: Path) -> None:
+    """What looks like a record at an odd address is chance."""
+    odd = TRAP_FRAME - 0x300 + 3
+    machine = crashed_machine(0xD1, (0xBAD, 2, 0, FAULT_RIP))
+    machine.space.write(odd, trap_frame({"rip": FAULT_RIP, "rsp": 0xBAD}))
+    machine.registers["rsp"] = odd - 0x23
+    machine.write_u64(odd - 0x23, RETURN_TO_ENTRY)
+    context = triage(machine.write(tmp_path / "a.dmp")).context
+    assert context.registers["rsp"] == FAULT_RSP
 
 
 @pytest.mark.parametrize(("code", "number"), [(0x7E, 3), (0x3B, 2)])

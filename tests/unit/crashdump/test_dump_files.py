@@ -61,7 +61,7 @@ def test_a_time_that_cannot_be_is_absent() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "stop_code"), [(0x1000007E, 0x7E), (0xA0000001, 0xA0000001), (0x50, 0x50)]
+    ("code", "stop_code"), [(0x1000007E, 0x7E), (0xA0000001, 0xA0000001), (0xB0000001, 0xB0000001)]
 )
 def test_the_stop_code_is_without_bit_28(code: int, stop_code: int) -> None:
     header = read_header(SyntheticMachine(code).dump())
@@ -157,6 +157,7 @@ def test_a_cut_dump_gives_the_pages_it_holds(tmp_path: Path, dump_type: int) -> 
         (0x88, struct.pack("<I", 0xFFFFFFFF), "1 to 42 runs"),
         (0x98, struct.pack("<QQ", 1 << 63, 1 << 63), "behind the one before"),
         (0x98, struct.pack("<QQ", 0x10, 0), "behind the one before"),
+        (0xA8, struct.pack("<QQ", 0, 1), "behind the one before"),
     ],
 )
 def test_wrong_runs_of_memory(tmp_path: Path, offset: int, value: bytes, expected: str) -> None:

@@ -50,6 +50,25 @@ def test_what_is_not_mapped() -> None:
         assert memory.read(address, 8) is None
 
 
+def set_bits(space: AddressSpace, address: int, bits: int, *, size: int) -> None:
+    """Sets bits in the page table entry that maps an address with pages of a size."""
+    table, shift = space.root, 39
+    while True:
+        place = (address >> shift & 0x1FF) * 8
+        (entry,) = struct.unpack_from("<Q", space.pages[table], place)
+        if 1 << shift == size:
+            struct.pack_into("<Q", space.pages[table], place, entry | bits)
+            return
+        table, shift = entry >> 12 & 0xFFFFFFFFFF, shift - 9
+
+
+def test_no_page_is_as_large_as_the_first_levels_entries() -> None:
+    space = AddressSpace()
+    space.write(HIGH, b"there")
+    set_bits(space, HIGH, 0x80, size=1 << 39)
+    assert memory_of(space).read(HIGH, 5) == b"there"
+
+
 def test_large_pages() -> None:
     space = AddressSpace()
     for size, base in ((1 << 21, 0xFFFF9000_00000000), (1 << 30, 0xFFFFA000_00000000)):
@@ -57,8 +76,8 @@ def test_large_pages() -> None:
         space.map(base, first, size=size)
         for offset in (0, 0x12345, size - 8):
             space.pages[first + offset // PAGE] = bytearray(PAGE)
-            space.pages[first + offset // PAGE][offset % PAGE :][:0] = b""
             struct.pack_into("<Q", space.pages[first + offset // PAGE], offset % PAGE, offset + 1)
+        set_bits(space, base, 1 << 12, size=size)  # PAT, which is no part of the address
         memory = memory_of(space)
         for offset in (0, 0x12345, size - 8):
             assert memory.u64(base + offset) == offset + 1

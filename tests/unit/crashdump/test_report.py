@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -17,6 +18,7 @@ from crashdump_analysis.memory import Memory
 from crashdump_analysis.modules import Module
 from crashdump_analysis.report import SCHEMA
 from crashdump_analysis.triage import main
+from images.test_kernel.build import BUILT
 from tests.support.sensor import built
 from tests.support.synthetic_dump import (
     BITMAP_FULL,
@@ -151,6 +153,8 @@ def test_triage_stays_a_function_whatever_is_imported() -> None:
 
 
 SENSOR = built("a-o2") / "sensor.sys"
+KERNEL = BUILT / "ntoskrnl.exe"
+"""Unlike the sensor it has relocations in sections that cannot be written to."""
 FAR = DRIVER_BASE + 0x12340000
 
 
@@ -171,14 +175,26 @@ def relocated(space: AddressSpace, file: Path, base: int) -> Module:
 
 
 @pytest.mark.parametrize("base", [DRIVER_BASE, FAR])
-def test_a_loaded_image_is_its_file(base: int) -> None:
+@pytest.mark.parametrize("file", [SENSOR, KERNEL], ids=lambda file: file.name)
+def test_a_loaded_image_is_its_file(file: Path, base: int) -> None:
     space = AddressSpace()
-    module = relocated(space, SENSOR, base)
-    memory = Memory(space, space.root << 12)
-    loaded = loaded_image(memory, module, SENSOR)
-    assert image_identity(loaded) == image_identity(expected_image(SENSOR))
+    module = relocated(space, file, base)
+    loaded = loaded_image(Memory(space, space.root << 12), module, file)
+    assert image_identity(loaded) == image_identity(expected_image(file))
     assert len(loaded) > 8000
-    assert loaded != bytes(len(loaded))
+
+
+def test_an_image_relocated_for_another_base_is_not_its_file() -> None:
+    """The kernel's constants hold pointers: they must be those of where it lies."""
+    space = AddressSpace()
+    module = relocated(space, KERNEL, FAR)
+    moved = replace(module, base=FAR + 0x100000)
+    size = module.size // PAGE * PAGE
+    data = Memory(space, space.root << 12).read(FAR, size)
+    assert data is not None
+    space.write(moved.base, data)
+    loaded = loaded_image(Memory(space, space.root << 12), moved, KERNEL)
+    assert loaded != expected_image(KERNEL)
 
 
 @pytest.mark.parametrize("section", [".text", ".rdata"])

@@ -162,6 +162,24 @@ def test_prologue_with_a_frame_pointer() -> None:
     assert caller(bench.step(0, rsp=RSP + 0xA00, rbp=0x77), "rbp") == (RETURN, RSP + 0xA08, 0x77)
 
 
+def test_operands_are_not_taken_for_codes() -> None:
+    """The size of an allocation reads like the code that sets the frame pointer."""
+    size = int.from_bytes(code(1, SET_FPREG), "little") * 8
+    bench = Bench(
+        unwind_info(
+            *(code(16, SET_FPREG), code(12, SAVE_NONVOL, 3, 2)),
+            *(code(8, ALLOC_LARGE, 0, size // 8), code(1, PUSH_NONVOL, 5)),
+            prologue=16,
+            frame_register=5,
+        )
+    )
+    bench.stack(RSP + 0x10, 0x3333)
+    bench.stack(RSP + size, 0xBBB, RETURN)
+    # The frame pointer is still the caller's: what was saved is found from the stack pointer.
+    step = bench.step(12, rbp=RSP + 0x1000)
+    assert caller(step, "rbp", "rbx") == (RETURN, RSP + size + 16, 0xBBB, 0x3333)
+
+
 def test_saved_registers_relative_to_the_frame_pointer() -> None:
     bench = Bench(
         unwind_info(
@@ -418,6 +436,35 @@ def test_where_no_unwind_data_is_frames_are_guesses() -> None:
     assert [one.guess for one in frames] == [False, False, False, False, True]
     assert "guesses" in warnings[0]
     assert "no unwind data" in warnings[0]
+
+
+def test_a_return_address_on_top_is_a_guess_too() -> None:
+    """Only an interrupted function can have it there for sure."""
+    machine = crashed_machine()
+    machine.space.write(DRIVER_BASE, pe_image([FAULT, without_unwind_data(ENTRY)]))
+    machine.space.write(NT_BASE + 0x1200 + 0x1B, b"\xe8\0\0\0\0")
+    machine.write_u64(FAULT_RSP + 0x30, RETURN_TO_START)
+    frames, warnings = walked(machine)
+    assert places(frames)[4] == (RETURN_TO_START, FAULT_RSP + 0x38)
+    assert frames[4].guess
+    assert "guesses" in warnings[0]
+
+
+def test_a_frame_pointer_that_leads_down_the_stack_is_not_followed() -> None:
+    machine = crashed_machine()
+    frame = Function(
+        "Frame",
+        ENTRY.rva,
+        ENTRY.code,
+        unwind_info(*(code(8, SET_FPREG), code(4, ALLOC_SMALL, 4)), prologue=8, frame_register=5),
+    )
+    machine.space.write(DRIVER_BASE, pe_image([FAULT, frame]))
+    down = FAULT_RSP - 0x800
+    machine.write_u64(down + 0x28, RETURN_TO_ENTRY)
+    frames, warnings = walked(machine, rbp=down)
+    assert places(frames)[3] == (RETURN_TO_ENTRY, FAULT_RSP + 0x30)
+    assert all(one.registers.rsp > FAULT_RSP for one in frames[3:])
+    assert "is no return address" in warnings[0]
 
 
 def test_a_wild_jump_leads_back_to_the_caller() -> None:
