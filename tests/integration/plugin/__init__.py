@@ -1,0 +1,1 @@
+"""The pytest plugin: what it refuses, and how tests on machines end."""
