@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final
+from typing import Final, NoReturn
 
 from crashdump_analysis.errors import DumpError
 from crashdump_analysis.memory import Memory
@@ -71,12 +71,10 @@ class Image:
         headers = read(0, 0x40)
         if headers is None or headers[:2] != b"MZ":
             self._refuse("a PE image", headers)
-            return
         (start,) = struct.unpack_from("<I", headers, 0x3C)
         pe = read(start, 0x108) if start < 0x1000 else None
         if pe is None or pe[:4] != b"PE\0\0":
             self._refuse("a PE header", pe)
-            return
         self.machine, count, self.timestamp = struct.unpack_from("<HHI", pe, 4)
         (optional_size,) = struct.unpack_from("<H", pe, 0x14)
         (magic,) = struct.unpack_from("<H", pe, 0x18)
@@ -95,7 +93,7 @@ class Image:
             self._refuse(f"at most {_MAX_SECTIONS} sections", str(count))
         self._section_count = count
 
-    def _refuse(self, expected: str, found: bytes | str | None) -> None:
+    def _refuse(self, expected: str, found: bytes | str | None) -> NoReturn:
         if found is None:
             found = "nothing: the memory is not there"
         raise DumpError(
@@ -114,7 +112,6 @@ class Image:
         table = self.read(self._section_table, 40 * self._section_count)
         if table is None:
             self._refuse("a section table", None)
-            return ()
         return tuple(
             Section(
                 name.rstrip(b"\0").decode("ascii", "replace"),

@@ -62,6 +62,14 @@ class Registers:
         """Registers of their own with the same values."""
         return Registers(list(self.integer), self.rip, self.flags, self.cs)
 
+    def completed_by(self, others: Registers) -> Registers:
+        """These, and what they lack from others of the same moment."""
+        completed = self.copy()
+        for number, value in enumerate(others.integer):
+            if completed.integer[number] is None:
+                completed.integer[number] = value
+        return completed
+
     def by_name(self) -> dict[str, int]:
         """The known values by register name."""
         named: dict[str, int | None] = dict(zip(NAMES, self.integer, strict=True))

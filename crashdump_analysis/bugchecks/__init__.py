@@ -70,17 +70,13 @@ def describe(code: int, values: Sequence[int]) -> Description:
             names[1:] = case["parameters"]
     parameters = []
     for number, value in enumerate(values, start=1):
-        unnamed = (f"parameter_{number}", "depends on the bug check" if number < 5 else "")
+        unnamed = (f"parameter_{number}", "depends on the bug check")
         name, meaning = names[number - 1] if number <= len(names) else unnamed
-        words = first if number == 1 else _values(entry, number)
-        if name == "exception":
-            words = EXCEPTIONS
-            value_words = words.get(value & 0xFFFF_FFFF)
+        if name == "exception":  # an NTSTATUS, perhaps with its sign carried up
+            words = EXCEPTIONS.get(value & 0xFFFF_FFFF)
         else:
-            value_words = words.get(value)
-        parameters.append(
-            Parameter(value, name, f"{meaning}: {value_words}" if value_words else meaning)
-        )
+            words = (first if number == 1 else _values(entry, number)).get(value)
+        parameters.append(Parameter(value, name, f"{meaning}: {words}" if words else meaning))
     return Description(
         entry.get("name", f"BUG_CHECK_{code:X}"),
         entry.get("meaning", "A bug check that is not in this program's table."),

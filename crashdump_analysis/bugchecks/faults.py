@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from crashdump_analysis.debugger_data import DebuggerData
@@ -55,11 +55,16 @@ class Crash:
 
 @dataclass(frozen=True)
 class Fault:
-    """The registers at the fault, and in words how they were found and what the instruction did."""
+    """The registers at the fault, and in words how they were found and what the instruction did.
+
+    without_bug_check: the machine did not stop by itself, so no stack leads there from
+    KeBugCheckEx.
+    """
 
     registers: Registers
     source: str
     event: str = "faulted"
+    without_bug_check: bool = False
 
 
 Rule = Callable[[Crash], Fault | None]
@@ -111,7 +116,8 @@ def first_interrupt(crash: Crash) -> Fault | None:
 def processor(crash: Crash) -> Fault | None:
     """0x161: the registers that whoever made the dump left in the first processor's KPRCB."""
     address = crash.debugger_data.processor_context(0) if crash.debugger_data else None
-    return _context(crash, address, "the KPRCB of processor 0")
+    found = _context(crash, address, "the KPRCB of processor 0")
+    return replace(found, event="was stopped", without_bug_check=True) if found else None
 
 
 RULES: Final[dict[str, Rule]] = {

@@ -94,31 +94,14 @@ class _Analysis:
         build = f"{image.timestamp:08X}{image.size:x}" if image else "unknown"
         return Report(
             ENGINE,
-            DumpInfo(
-                str(self.dump.path),
-                header.dump_type,
-                header.type_name,
-                self.dump.size,
-                self.dump.pages.required_size,
-                header.time,
-                header.uptime.total_seconds() if header.uptime is not None else None,
-            ),
+            self._dump_info(),
             Machine(
                 header.machine_name,
                 header.processors,
                 header.build,
                 self.debugger_data.build_lab if self.debugger_data else "",
             ),
-            BugCheck(
-                header.stop_code,
-                header.bug_check_code,
-                description.name,
-                description.meaning,
-                tuple(
-                    BugCheckParameter(one.value, one.name, one.meaning)
-                    for one in description.parameters
-                ),
-            ),
+            self._bug_check(),
             culprit,
             bucket(
                 header.stop_code,
@@ -134,6 +117,27 @@ class _Analysis:
             tuple(stack),
             tuple(self._module(one) for one in self.modules),
             tuple(dict.fromkeys((*self.warnings, *self.symbols.warnings))),
+        )
+
+    def _dump_info(self) -> DumpInfo:
+        header = self.dump.header
+        return DumpInfo(
+            str(self.dump.path),
+            header.dump_type,
+            header.type_name,
+            self.dump.size,
+            self.dump.pages.required_size,
+            header.time,
+            header.uptime.total_seconds() if header.uptime is not None else None,
+        )
+
+    def _bug_check(self) -> BugCheck:
+        header, described = self.dump.header, self.description
+        parameters = tuple(
+            BugCheckParameter(one.value, one.name, one.meaning) for one in described.parameters
+        )
+        return BugCheck(
+            header.stop_code, header.bug_check_code, described.name, described.meaning, parameters
         )
 
     def _walk(self) -> _Walk:
@@ -156,13 +160,16 @@ class _Analysis:
         for index, frame in enumerate(frames):
             if (frame.registers.rip, frame.registers.rsp) == place and not frame.guess:
                 self.warnings += problems
-                # What the stack gave is more than a trap frame holds.
-                return _Walk(frames, replace(fault, registers=frame.registers), index)
+                # A trap frame holds some of the registers, and the walk knows others.
+                whole = fault.registers.completed_by(frame.registers)
+                return _Walk(frames, replace(fault, registers=whole), index)
         frames, problems = walk(self.memory, self.images, fault.registers)
         self.warnings += problems
-        self.warnings.append(
-            "the stack of the bug check does not lead to the fault; the stack shown begins there"
-        )
+        if not fault.without_bug_check:
+            self.warnings.append(
+                "the stack of the bug check does not lead to the fault; the stack shown begins "
+                "there"
+            )
         return _Walk(frames, fault, 0)
 
     def _symbolize(self, walked: _Walk) -> tuple[list[StackFrame], list[int]]:

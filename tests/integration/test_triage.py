@@ -465,6 +465,7 @@ def test_a_hypervisors_dump_of_a_hung_machine(
     assert functions == list(KINDS["hang"].frames)
     assert not any(one.guess for one in report.stack)
     assert report.stack[0].trapped
+    assert report.warnings == ()
 
 
 def _live(domain: Domain) -> Report:

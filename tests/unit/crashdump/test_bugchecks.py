@@ -125,12 +125,11 @@ def test_context_records(tmp_path: Path, code: int, number: int) -> None:
     parameters[number] = RECORD
     machine = crashed_machine(code, parameters)
     machine.space.write(RECORD, context_record({"rip": FAULT_RIP, "rsp": FAULT_RSP, "rcx": 7}))
-    found = fault_of(machine, tmp_path)
-    assert found == (
-        FAULT_RIP,
-        "victim",
-        f"CONTEXT record at {RECORD:x} (parameter {number + 1})",
-    )
+    context = triage(machine.write(tmp_path / "a.dmp")).context
+    assert (context.instruction, context.module) == (FAULT_RIP, "victim")
+    assert context.source == f"CONTEXT record at {RECORD:x} (parameter {number + 1})"
+    assert context.registers["rcx"] == 7  # the record's, not the trap frame's
+    assert context.frame == 2
 
 
 @pytest.mark.parametrize("flags", [0x10005F, 0x5810005F, 0x100001])
