@@ -1,12 +1,15 @@
 """Writes to the files of one volume, run by lab/disks/edit.py.
 
-    unshare --mount --pid --fork --kill-child [--user --map-root-user] \
+    unshare --mount --pid --fork --kill-child [--user --map-current-user --keep-caps] \
         python -I edit_worker.py SCRATCH_FOLDER
 
 It is the first process of a process namespace and has a mount namespace of its own: whatever ends
 it ends the tools it runs and takes away their mounts. The task is one line of JSON on standard
 input; when that ends, the one who asked is gone, and so is this process. It prints "done" or what
 went wrong.
+
+Not root, it has the rights of root in a user namespace of its own, under its own user id: ntfs-3g
+refuses to run as a mapped root, which may not set its groups.
 
 QEMU shows the volume as a file (FUSE). mtools edits FAT32 in that file; ntfs-3g mounts it as NTFS.
 """

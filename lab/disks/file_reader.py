@@ -1,6 +1,6 @@
 """The process that parses a disk's file system (The Sleuth Kit), run by lab/disks/files.py.
 
-    python -I file_reader.py
+    python -IS file_reader.py FOLDER_OF_PYTSK3
 
 A disk that crashed is hostile input, so it is parsed here: few rights, bounded memory and processor
 time, and no files but standard input and output. Through these come questions and go answers, as
@@ -387,6 +387,7 @@ def _limit_processor_time() -> None:
 
 def main() -> None:
     """See the module."""
+    sys.path.append(sys.argv[1])
     import pytsk3  # noqa: PLC0415  the other end imports this module for its frames alone
 
     source, sink = sys.stdin.buffer, sys.stdout.buffer

@@ -8,6 +8,7 @@ FileNotFoundError or DiskError.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import signal
@@ -78,7 +79,11 @@ def open_files(source: BlockSource, *, deadline: float = 60.0) -> DiskFiles:
 
     Raises NoPartitionError, UnknownFilesystemError, BitLockerError and, for the rest, DiskError.
     """
-    return DiskFiles(source, deadline)
+    try:
+        return DiskFiles(source, deadline)
+    except BaseException:
+        source.close()
+        raise
 
 
 class DiskFiles:
@@ -99,7 +104,7 @@ class DiskFiles:
         try:
             found = self._ask("the disk", ask="open", size=source.size)
         except BaseException:
-            self.close()
+            self._reader.close()
             raise
         self.filesystem = found["filesystem"]
         self.volume_offset: int = found["offset"]
@@ -267,8 +272,12 @@ class _Reader:
         self._deadline = deadline
         self._lock = threading.Lock()
         self.source_failure: DiskError | None = None
+        kit = importlib.util.find_spec("pytsk3")
+        if kit is None or kit.origin is None:
+            raise DiskError("pytsk3 is not installed; it comes with bugcheck-lab[lab]")
         self._process = subprocess.Popen(
-            [sys.executable, "-I", file_reader.__file__],
+            # -S: what site does at the start takes longer than all else; one folder is needed.
+            [sys.executable, "-IS", file_reader.__file__, os.path.dirname(kit.origin)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -116,8 +116,11 @@ class NetworkBlocks(BlockSource):
     # Commands
 
     def _read_piece(self, offset: int, length: int) -> bytes:
+        chunks = self._command(COMMAND_READ, offset, length)
+        if len(chunks) == 1 and chunks[0][0] == CHUNK_DATA and len(chunks[0][1]) == 8 + length:
+            return chunks[0][1][8:]  # all of it, the common case: not copied once more
         found = bytearray(length)
-        for kind, payload in self._command(COMMAND_READ, offset, length):
+        for kind, payload in chunks:
             start = int.from_bytes(payload[:8], "big") - offset
             data = payload[8:]
             if kind == CHUNK_DATA and 0 <= start <= length - len(data):

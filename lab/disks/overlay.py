@@ -112,4 +112,4 @@ def _end(server: subprocess.Popen[bytes], errors: IO[bytes]) -> str:
     server.wait()
     with errors:
         errors.seek(0)
-        return errors.read(4000).decode(errors="replace").strip()
+        return " ".join(errors.read(4000).decode(errors="replace").split())

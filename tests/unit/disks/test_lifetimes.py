@@ -160,7 +160,7 @@ def test_a_block_server_that_is_killed(overlay: Path) -> None:
 def test_an_edit_cut_off_at_any_moment_leaves_the_disk_whole(overlay: Path) -> None:
     chance = random.Random(291)
     cut = 0
-    for attempt in range(12):
+    for attempt in range(8):
         editor = subprocess.Popen([*PROCESS, "edit", str(overlay)], stdout=subprocess.PIPE)
         assert editor.stdout is not None
         assert editor.stdout.readline() == b"editing\n"
