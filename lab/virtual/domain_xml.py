@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -30,6 +29,12 @@ class DomainFiles:
     disk: Path
     console: Path
     nvram: Path
+
+    @property
+    def base_format(self) -> str:
+        """Read off its first bytes, which no guest has ever written."""
+        with self.base.open("rb") as base:
+            return "qcow2" if base.read(4) == b"QFI\xfb" else "raw"
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,7 @@ def domain_xml(
     <disk type='file' device='disk'>
       <driver name='qemu' type='qcow2' cache='writeback'/>
       <source file={quoteattr(str(files.disk))}/>
-      {_backing([*files.layers, files.base])}
+      {_backing(files)}
       <target dev='{disk_target(contract)}' bus='{bus}'/>
     </disk>
     {"<controller type='scsi' model='virtio-scsi'/>" if bus == "scsi" else ""}
@@ -125,11 +130,19 @@ def domain_xml(
 """
 
 
-def _backing(files: Sequence[Path]) -> str:
-    nearest, *deeper = files
-    nested = _backing(deeper) if deeper else ""
-    source = f"<source file={quoteattr(str(nearest))}><seclabel model='dac' relabel='no'/></source>"
-    return f"<backingStore type='file'><format type='qcow2'/>{source}{nested}</backingStore>"
+def _backing(files: DomainFiles) -> str:
+    """The files below the disk. The base's own backing files are for libvirt to find."""
+    below = ""
+    for file, file_format in (
+        (files.base, files.base_format),
+        *((layer, "qcow2") for layer in reversed(files.layers)),
+    ):
+        below = (
+            f"<backingStore type='file'><format type='{file_format}'/>"
+            f"<source file={quoteattr(str(file))}><seclabel model='dac' relabel='no'/></source>"
+            f"{below}</backingStore>"
+        )
+    return below
 
 
 def _metadata(identity: DomainIdentity) -> str:
@@ -206,10 +219,8 @@ def moved(xml: str, identity: DomainIdentity, files: DomainFiles, *, hold_restar
     machine.set("run", identity.run_id)
     machine.set("slot", identity.slot)
     find("devices/disk/source").set("file", str(files.disk))
-    base = find("devices/disk/backingStore/source")
-    base.clear()
-    base.set("file", str(files.base))
-    ElementTree.SubElement(base, "seclabel", model="dac", relabel="no")
+    find("devices/disk").remove(find("devices/disk/backingStore"))
+    find("devices/disk").append(ElementTree.fromstring(_backing(files)))  # noqa: S314 - ours
     find("devices/serial/log").set("file", str(files.console))
     if (nvram := domain.find("os/nvram")) is not None:
         nvram.text = str(files.nvram)

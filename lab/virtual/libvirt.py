@@ -177,8 +177,8 @@ class LibvirtBackend(Backend):
         made = [files.disk]
         try:
             _run(
-                "qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2",
-                "-b", str(image.disk.resolve()), str(files.disk),
+                "qemu-img", "create", "-q", "-f", "qcow2", "-F", files.base_format,
+                "-b", str(files.base), str(files.disk),
             )  # fmt: skip
             if image.nvram:
                 shutil.copyfile(image.nvram, files.nvram)

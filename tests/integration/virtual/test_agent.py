@@ -70,18 +70,19 @@ def test_agent_of_a_hung_machine_is_silent_and_the_machine_can_be_crashed(hung: 
 
 
 def test_command_under_way_when_the_machine_dies_is_silent(hung: Slot) -> None:
+    deadline = hung.contract.deadlines.boot_to_agent
+    hung.signals.wait("silence", lambda: _silent(hung), deadline)
     raised: list[AgentError] = []
 
     def ask() -> None:
         try:
-            while True:
-                hung.backend.agent("guest-ping", {}, 60)
+            hung.backend.agent("guest-ping", {}, 60)
         except AgentError as error:
             raised.append(error)
 
     thread = threading.Thread(target=ask)
     thread.start()
-    hung.signals.wait("silence", lambda: not thread.is_alive() or _waits(hung), 60)
+    hung.signals.wait("the command under way", lambda: _waits(hung), deadline)
     hung.backend.power_off()
     thread.join(30)
     assert not thread.is_alive()
@@ -98,9 +99,11 @@ def _silent(slot: Slot) -> str:
 
 
 def _waits(slot: Slot) -> bool:
-    """Whether another command gets no turn within a second."""
+    """Whether another command keeps a command from being sent."""
     try:
         slot.backend.agent("guest-ping", {}, 1)
     except AgentUnreachable:
         return True
-    return False
+    except AgentSilent:
+        return False
+    raise AssertionError("the machine answers again")

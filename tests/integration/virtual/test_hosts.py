@@ -115,6 +115,7 @@ def test_nothing_runs_when_the_owner_is_killed_and_its_files_stay(
     assert owner.stdout
     assert owner.stdin
     folder = daemon_folder(owner.stdout.readline().strip())
+    assert folder
     programs = ("virtlogd", "libvirtd", "qemu-system")
     for program in programs:
         assert processes(program, folder), program

@@ -59,6 +59,12 @@ def test_revert_gives_the_images_disk(slot: Slot) -> None:
     assert not has_note(slot)
 
 
+def test_raw_bases(slot_of: SlotFactory, image: Image, store: Path) -> None:
+    raw = store / "idle.raw"
+    subprocess.run(["qemu-img", "convert", "-O", "raw", str(image.disk), str(raw)], check=True)
+    assert slot_of(replace(image, disk=raw)).boot() == 1
+
+
 def test_an_earlier_disk_in_the_folder_is_not_overwritten(slot: Slot, slot_of: SlotFactory) -> None:
     slot.boot()
     write_note(slot)
@@ -102,6 +108,7 @@ def test_two_machines_continue_from_the_same_memory(
     # Its memory belongs to the first start only: this is a boot from the disk.
     assert machines[0].boot() == 2
     assert machines[0].signals.of(SignalKind.POWER_ON, boot=2)
+    assert has_note(machines[0])
     # And again after a revert.
     machines[0].backend.revert(image)
     machines[0].boot()
@@ -145,19 +152,30 @@ def test_nvram_and_tpm_are_back_after_a_revert(
     first.backend.start(hold_restart=True)
     deadline = first.contract.deadlines.boot_to_agent
     wait_for("firmware", lambda: b"BdsDxe" in first.backend.console_log().read_bytes(), deadline)
-    first.backend.power_off()
+    first.backend.save_memory(store / "secure.sav")
     nvram, tpm = store / "secure-nvram.fd", store / "secure-tpm"
     shutil.copyfile(first.folder / "nvram.fd", nvram)
     shutil.copytree(tpm_of(first), tpm)
     image = replace(secure_image, nvram=nvram, tpm=tpm)
     known = digest(nvram), digest(tpm)
 
+    continued = slot_of(replace(image, memory=store / "secure.sav"))
+    continued.backend.start(hold_restart=True)
+    assert [s.kind for s in continued.signals.all()] == [SignalKind.RESTORED]
+    assert continued.backend.screenshot()
+    assert continued.backend.is_on()
+    continued.backend.power_off()
+
     second = slot_of(image)
     second.backend.start(hold_restart=True)
-    wait_for("firmware", lambda: b"BdsDxe" in second.backend.console_log().read_bytes(), deadline)
+    wait_for(
+        "both to be written",
+        lambda: (
+            known[0] != digest(second.folder / "nvram.fd") and known[1] != digest(tpm_of(second))
+        ),
+        deadline,
+    )
     second.backend.power_off()
-    assert digest(second.folder / "nvram.fd") != known[0]
-    assert digest(tpm_of(second)) != known[1]
     second.backend.revert(image)
     assert (digest(second.folder / "nvram.fd"), digest(tpm_of(second))) == known
     assert (digest(nvram), digest(tpm)) == known
