@@ -122,8 +122,9 @@ class LeaseDatabase:
                 existed = bool(lock.read())
                 self._create_tables(boot_time() + (quiet if existed else 0.0))
                 lock.write(f"{datetime.now(UTC)}: made {self.path.name}\n")
-        except OSError as error:
-            raise LeaseStoreError(f"{self.path}: cannot be made: {error.strerror}") from None
+        except (OSError, sa.exc.DatabaseError) as error:
+            cause = getattr(error, "orig", None) or getattr(error, "strerror", error)
+            raise LeaseStoreError(f"{self.path}: cannot be made: {cause}") from None
 
     def _create_tables(self, quiet_until: float) -> None:
         # Made under another name: whoever finds the file finds all of it.

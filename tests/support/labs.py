@@ -6,19 +6,28 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from images.contract import CATALOG
 from images.test_kernel.build import build_image
-from lab.record import Record, load_record
+from lab.commands import leased
+from lab.config import load_config
+from lab.lab import Lab
+from lab.record import Record, Scenario, load_record
+from lab.run import Run
+from lab.signals import MachineCrashed
 from tests.support.sensor import SENSOR
+from tests.support.waiting import wait_for
 
 CONTRACT = CATALOG.parent / "test_kernel/contract.toml"
 CONTENT = SENSOR / "content"
@@ -84,12 +93,79 @@ class TestLab:
             assert done.returncode == exit_code, f"{done.stdout}\n{done.stderr}"
         return done
 
+    def run_command(self, candidate: Path, *contents: str | Path) -> list[str]:
+        """The command line of `lab run`, with content sets as run() takes them."""
+        chosen = [f"--content={CONTENT / one if isinstance(one, str) else one}" for one in contents]
+        return self.command("run", "--candidate", candidate, *chosen)
+
     def run(
         self, candidate: Path, *contents: str | Path, exit_code: int | None = None
     ) -> subprocess.CompletedProcess[str]:
         """`lab run` of a candidate with content sets: the sensor's by name, others by path."""
         chosen = [f"--content={CONTENT / one if isinstance(one, str) else one}" for one in contents]
         return self.lab("run", "--candidate", candidate, *chosen, exit_code=exit_code)
+
+
+class LiveCommand:
+    """A command that runs, with its output so far; a context manager that kills what is left."""
+
+    def __init__(self, command: Sequence[str | Path]) -> None:
+        self.process = subprocess.Popen(
+            # pytest may run in the background of a shell, where SIGINT is ignored.
+            ["env", "--default-signal=INT", *map(str, command)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.output = ""
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.output += line
+
+    def wait_for(self, pattern: str, deadline: float = COMMAND_DEADLINE) -> None:
+        """Waits until a line of its output matches; fails if it ends before."""
+
+        def seen() -> bool:
+            found = re.search(pattern, self.output)
+            if not found and self.process.poll() is not None:
+                self._reader.join()
+                found = re.search(pattern, self.output)
+                assert found, f"it ended without {pattern!r}:\n{self.output}"
+            return bool(found)
+
+        wait_for(f"{pattern!r} in the output", seen, deadline, interval=0.01)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends it a signal."""
+        self.process.send_signal(number)
+
+    def end(self, deadline: float = COMMAND_DEADLINE) -> int:
+        """Waits for its end and gives its exit code."""
+        code = self.process.wait(deadline)
+        self._reader.join()
+        return code
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._reader.join()
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream is not None:
+                stream.close()
 
 
 def make_lab(
@@ -153,6 +229,35 @@ def make_candidate(
         assert found, pattern
     file.write_text(text)
     return file
+
+
+@contextmanager
+def run_in(lab: TestLab) -> Iterator[Run]:
+    """A run of this process without a candidate, for what no `lab` command does to a machine."""
+    said: list[str] = []
+    purpose = "a test of faults"
+    with (
+        Lab(load_config(lab.file)) as opened,
+        leased(opened, None, purpose=purpose, wait=0, say=said.append) as lease,
+    ):
+        image = opened.images.image(next(iter(opened.config.images)), said.append)
+        scenario = Scenario(kind="content")
+        with Run(opened, lease, image, scenario, purpose=purpose, say=said.append) as run:
+            yield run
+
+
+def crash_by_nmi(run: Run, *, hold_restart: bool = True) -> MachineCrashed:
+    """Boots the run's machine and crashes it; gives what a waiting thread would get."""
+    machine = run.machine
+    machine.start(hold_restart=hold_restart)
+    machine.wait_for_agent()
+    boot = machine.boot
+    machine.nmi()
+    try:
+        machine.signals.wait("a crash", lambda: False, COMMAND_DEADLINE, boot=boot)
+    except MachineCrashed as crash:
+        return crash
+    raise AssertionError("the wait ended without a crash")
 
 
 def machines_of(folder: Path) -> list[int]:
