@@ -170,7 +170,9 @@ def test_libvirt_that_is_gone_for_good(
 
 def test_killed_qemu_is_the_hosts_fault(slot: Slot) -> None:
     slot.boot()
-    (qemu,) = processes("qemu-system", f"guest=lab-{slot.folder.name.replace('run', 'slot')}")
+    name = slot.backend.address().partition(" on ")[0]
+    of_host = set(processes("qemu-system", daemon_folder(slot.backend.address())))
+    (qemu,) = of_host & set(processes("qemu-system", f"guest={name},"))
     os.kill(qemu, signal.SIGKILL)
     lost = slot.heard(SignalKind.LOST, 1)
     assert "QEMU ended by itself" in lost.detail
