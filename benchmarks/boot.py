@@ -10,16 +10,13 @@ to docs/benchmarks.md.
 from __future__ import annotations
 
 import argparse
-import datetime
-import os
-import re
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from benchmarks.report import PAGE, host, table, write_section
 from images.contract import CATALOG, load_contract
 from images.test_kernel.build import build_image
 from tests.support.libvirt import Domain, Libvirt
@@ -31,17 +28,14 @@ EMPTY = "QEMU alone, empty disk, until SeaBIOS gives up"
 CREATE = "`virsh create` of the machine"
 BOOT = "from `virsh create` to the agent's first answer"
 CRASH = "from an NMI to the next boot's agent"
-RESULTS = CATALOG.parents[1] / "docs/benchmarks.md"
-PAGE = """# Benchmarks
+TITLE = "Boots and crashes of the test kernel"
+TEXT = """{host}
 
-Written by `make bench` on {day}: {host}.
-
-{rounds} paired rounds. Each starts QEMU alone with an empty disk, as a measure of the host, then
+{rounds} rounds. Each starts QEMU alone with an empty disk, as a measure of the host, then
 the test kernel's machine under libvirt (64 MiB, one processor), waits for its guest agent, sends an
 NMI and waits for the agent again. In between lie the bug check, the kernel dump into the pagefile,
-the reset, SeaBIOS, and the boot; the copy to MEMORY.DMP goes on after it. The last column is the
-median of each round's ratio to that round's empty start. All times are of the host's clock, and
-every question asked through `virsh` is in them.
+the reset, SeaBIOS, and the boot; the copy to MEMORY.DMP goes on after it. Every question asked
+through `virsh` is in the times.
 
 {table}
 """
@@ -106,44 +100,6 @@ def measure(libvirt: Libvirt, rounds: int) -> dict[str, list[float]]:
     return times
 
 
-def _first(pattern: str, text: str) -> str:
-    found = re.search(pattern, text, re.MULTILINE)
-    return found[1].strip() if found else "unknown"
-
-
-def host() -> str:
-    """The machine and the programs the times were taken on."""
-    processor = _first(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text())
-    system = _first(r'^PRETTY_NAME="?([^"\n]*)', Path("/etc/os-release").read_text())
-    memory = int(_first(r"^MemTotal:\s*(\d+)", Path("/proc/meminfo").read_text())) // 1024**2
-    versions = [
-        subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        for command in (["qemu-system-x86_64", "--version"], ["virsh", "--version"])
-    ]
-    qemu, libvirt = _first(r"version (\S+)", versions[0]), versions[1].strip()
-    return (
-        f"{os.cpu_count()} x {processor}, {memory} GiB, {system}; QEMU {qemu} (TCG), "
-        f"libvirt {libvirt}"
-    )
-
-
-def table(times: dict[str, list[float]]) -> str:
-    """Medians and spread in seconds, and the median of each round's ratio to the empty start."""
-    lines = [
-        "| | median, s | lowest | highest | times an empty start |",
-        "|---|---|---|---|---|",
-    ]
-    for name, values in times.items():
-        ratio = statistics.median(
-            value / empty for value, empty in zip(values, times[EMPTY], strict=True)
-        )
-        lines.append(
-            f"| {name} | {statistics.median(values):.2f} | {min(values):.2f} | {max(values):.2f} "
-            f"| {ratio:.1f} |"
-        )
-    return "\n".join(lines)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; see --help."""
     parser = argparse.ArgumentParser(
@@ -151,15 +107,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--rounds", type=int, default=20, help="paired runs (default: 20)")
     parser.add_argument(
-        "--output", type=Path, default=RESULTS, help="the page to write (default: %(default)s)"
+        "--output", type=Path, default=PAGE, help="the page to write (default: %(default)s)"
     )
     options = parser.parse_args(arguments)
     with Libvirt() as libvirt:
         times = measure(libvirt, options.rounds)
-    day = datetime.datetime.now(datetime.UTC).date()
-    page = PAGE.format(day=day, host=host(), rounds=options.rounds, table=table(times))
-    options.output.write_text(page)
-    print(page)
+    ratios = table(times, "times an empty start", dict.fromkeys(times, EMPTY))
+    text = TEXT.format(host=host(), rounds=options.rounds, table=ratios)
+    print(write_section(options.output, TITLE, text))
     return 0
 
 

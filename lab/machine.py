@@ -93,6 +93,7 @@ class Machine:
         """Calls `function` in a thread of its own and waits for it through the wait primitive."""
         self._lease.confirm(f"{what} of {self.name}")
         future: Future[T] = Future()
+        future.add_done_callback(lambda _: self.signals.wake())
 
         def work() -> None:
             try:

@@ -122,6 +122,11 @@ class SignalLog:
             self._changed.notify_all()
             return signal
 
+    def wake(self) -> None:
+        """Has every waiting thread ask its condition again now: something else has happened."""
+        with self._changed:
+            self._changed.notify_all()
+
     def all(self) -> list[Signal]:
         """A copy of all signals so far."""
         with self._changed:
@@ -169,9 +174,9 @@ class SignalLog:
     ) -> T:
         """Waits until `condition()` is truthy and returns its value: the one wait primitive.
 
-        The condition is asked at each signal and every 20 ms. With `boot`, a signal that this boot
-        crashed or ended raises MachineCrashed, MachineRestarted or MachineLost at once. deadline:
-        seconds from now; DeadlineError names `what` and the last value seen.
+        The condition is asked at each signal, at wake() and every 20 ms. With `boot`, a signal that
+        this boot crashed or ended raises MachineCrashed, MachineRestarted or MachineLost at once.
+        deadline: seconds from now; DeadlineError names `what` and the last value seen.
         """
         end = time.monotonic() + deadline
         while True:
