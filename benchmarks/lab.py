@@ -58,8 +58,8 @@ Where the time goes; a step ends where the next begins, and what the lab says on
 
 {steps}
 """
-Steps = dict[str, list[float]]
-"""Seconds of each round, by step."""
+Steps = dict[tuple[str, str], list[float]]
+"""Seconds of each round, by job and step."""
 
 
 class Stopwatch:
@@ -72,7 +72,7 @@ class Stopwatch:
     def mark(self, step: str) -> None:
         """The step has just ended."""
         now = time.monotonic()
-        self._steps.setdefault(f"{self._job}: {step}", []).append(now - self._last)
+        self._steps.setdefault((self._job, step), []).append(now - self._last)
         self._last = now
 
     def total(self) -> float:
@@ -224,9 +224,14 @@ def measure(folder: Path, rounds: int) -> tuple[dict[str, list[float]], Steps]:
 
 
 def steps_table(steps: Steps) -> str:
-    """Medians in seconds."""
-    lines = ["| step | median, s |", "|---|---|"]
-    lines += [f"| {name} | {statistics.median(values):.3f} |" for name, values in steps.items()]
+    """Medians in seconds; a job's name stands in its first line."""
+    lines = ["| | step | median, s |", "|---|---|---|"]
+    shown = ""
+    for (job, step), values in steps.items():
+        lines.append(
+            f"| {'' if job == shown else job} | {step} | {statistics.median(values):.3f} |"
+        )
+        shown = job
     return "\n".join(lines)
 
 

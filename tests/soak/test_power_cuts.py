@@ -318,7 +318,7 @@ def test_no_dump_is_lost_at_five_power_cuts() -> None:
         ("killer", CrashDump.KERNEL, Moment.BEFORE, 0.2),
         ("nmi", CrashDump.COMPLETE, Moment.DUMP, 0.5),
         ("keyboard", CrashDump.COMPLETE, Moment.COPY, 0.5),
-        ("killer", CrashDump.COMPLETE, Moment.COPY, 0.5),
+        ("killer", CrashDump.KERNEL, Moment.COPY, 0.5),
         ("nmi", CrashDump.KERNEL, Moment.AFTER, 0.5),
     ]
     cycles = [
