@@ -63,6 +63,8 @@ def edit_volume(task: dict[str, Any], scratch: Path) -> None:
         "--export", json.dumps(export),
     )  # fmt: skip
     server = int(server_id.read_text())
+    # Until asked for once, a new FUSE mount has no owner, and Linux lets only root open it.
+    volume.stat()
     if task["filesystem"] == "ntfs":
         mount = scratch / "mount"
         mount.mkdir()

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from images.test_kernel.build import build_image
 from lab.disks.blocks import DiskError
 from lab.disks.edit import Delete, Replace, edit
 from lab.disks.files import open_files
@@ -232,10 +233,16 @@ def _python_of_the_system(folder: Path) -> Path:
     return folder / "bin/python"
 
 
+@pytest.mark.parametrize("filesystem", ["fat32", "ntfs"])
 def test_an_ordinary_user_reads_and_edits(
-    disk: bytes, ordinary_user: list[str], public_folder: Path
+    disk: bytes, ordinary_user: list[str], public_folder: Path, filesystem: str
 ) -> None:
-    base = write_qcow2(public_folder / "base.qcow2", disk)
+    base = public_folder / "base.qcow2"
+    if filesystem == "ntfs":
+        write_qcow2(base, disk)
+    else:
+        texts = {rf"C:\delete {number}.txt": b"x" for number in range(5)}
+        build_image(base, files={r"C:\big.bin": b"old", **texts}, pagefile_bytes=0)
     machine = public_folder / "machine"
     machine.mkdir()
     overlay = new_overlay(machine / "disk.qcow2", base)
