@@ -51,11 +51,11 @@ def open_overlay(
     listener = socket.socket(socket.AF_UNIX)
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(deadline)
-    with listener, tempfile.TemporaryDirectory(prefix="disk-") as folder:
-        name = f"{folder}/socket"
-        listener.bind(name)
-        listener.listen(1)
-        connection.connect(name)
+    with listener:
+        with tempfile.TemporaryDirectory(prefix="disk-") as folder:
+            listener.bind(f"{folder}/socket")
+            listener.listen(1)
+            connection.connect(f"{folder}/socket")  # the folder has done its work
         errors = tempfile.TemporaryFile()  # noqa: SIM115  closed with the disk
         image = {
             "driver": image_format,
