@@ -50,7 +50,8 @@ and writes a record. By hand, the report is: `virsh domstate` from the event of 
 until the machine is off, `qemu-img convert`, `mcopy` of pagefile.sys, and `python -m
 crashdump_analysis.triage`. The lab waits for the end of the dump, keeps console and screen, looks
 at every place that can hold a dump, copies, hashes and flushes what it finds, checks it, seals the
-evidence, and reports as text and JSON. Both run on a private libvirtd that is up already.
+evidence, and reports as text and JSON. Both run on a private libvirtd that is up already; by hand
+each command is a new process, and the lab's process has done the job once before the first round.
 
 {ratios}
 
