@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -248,7 +249,8 @@ def _write(layer: Path, files: DiskFiles, steps: Sequence[_Step], deadline: floa
         )
         assert worker.stdin is not None
         assert worker.stdout is not None
-        watchdog = threading.Timer(deadline, worker.kill)
+        # The group: unshare may not have told the kernel yet that its child goes with it.
+        watchdog = threading.Timer(deadline, os.killpg, (worker.pid, signal.SIGKILL))
         watchdog.start()
         try:
             # The pipe stays open until the worker has ended: its end is how it would notice ours.
@@ -258,7 +260,7 @@ def _write(layer: Path, files: DiskFiles, steps: Sequence[_Step], deadline: floa
             said = worker.stdout.read().decode(errors="replace").strip()
         finally:
             watchdog.cancel()
-            worker.kill()
+            os.killpg(worker.pid, signal.SIGKILL)
             code = worker.wait()
             worker.stdout.close()
             with contextlib.suppress(BrokenPipeError):
