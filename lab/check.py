@@ -33,6 +33,13 @@ PROGRAMS = {
     "virtlogd": LIBVIRT_PACKAGES,
 }
 """What every lab needs, and the Debian packages that have it."""
+EDIT_PROGRAMS = {
+    "qemu-storage-daemon": "qemu-system-common",
+    "mdel": "mtools",
+    "ntfs-3g": "ntfs-3g",
+    "unshare": "util-linux",
+}
+"""What offline edits of a machine's disk use."""
 BUILD_PROGRAMS = {"mcopy": "mtools", "mkfs.fat": "dosfstools"}
 """What builds of images with FAT32 use."""
 PIP = "pip install 'bugcheck-lab[lab]'"
@@ -63,6 +70,8 @@ def check(config: Config | None) -> list[Finding]:
     findings += [
         _program(name, package, required=has_builds) for name, package in BUILD_PROGRAMS.items()
     ]
+    findings += [_program(name, package, required=False) for name, package in EDIT_PROGRAMS.items()]
+    findings.append(_fuse())
     findings += [_module(name, fix) for name, fix in MODULES.items()]
     findings.append(_acceleration())
     if config is None:
@@ -103,6 +112,17 @@ def _module(name: str, fix: str) -> Finding:
         why = "" if required else f"; {OPTIONAL_MODULES[name]}"
         return Finding(f"Python's {name}", False, f"{error}{why}", fix, required)
     return Finding(f"Python's {name}", True, "can be imported", required=required)
+
+
+def _fuse() -> Finding:
+    device = Path("/dev/fuse")
+    if not device.exists():
+        detail, fix = "there is none", "modprobe fuse, as root"
+    elif not os.access(device, os.R_OK | os.W_OK):
+        detail, fix = "you may not open it", "chmod 0666 /dev/fuse, as root (udev sets it so)"
+    else:
+        return Finding("/dev/fuse", True, "can be opened")
+    return Finding("/dev/fuse", False, f"{detail}; disks cannot be edited", fix, required=False)
 
 
 def _acceleration() -> Finding:
