@@ -15,6 +15,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from lab.backend import BackendError
+
 CHUNK = 65536
 LOOK_MILLISECONDS = 200
 """How often a connected debugger's machine is looked for while it is off."""
@@ -91,13 +93,13 @@ class DebuggerPort:
                 os.close(terminal)
 
     def _open(self) -> int | None:
-        path = self._terminal()
-        if path is None:
-            return None
         try:
+            path = self._terminal()
+            if path is None:
+                return None
             terminal = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
-        except FileNotFoundError:
-            return None  # it went off meanwhile
+        except (BackendError, FileNotFoundError):
+            return None  # it went off meanwhile, or libvirt is away: look again
         tty.setraw(terminal)
         return terminal
 

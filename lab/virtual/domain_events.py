@@ -34,7 +34,8 @@ class DomainEvents:
         self.off.set()
         self.alive = threading.Event()
         """There was a sign of life since the last reset."""
-        self.resets = 0
+        self._resets = 0
+        self._read_before = (0, 0)  # resets, and bytes read from the disk since power-on
         self.holds = False
         """A restart from inside leaves it off."""
         self._ended_by = ""
@@ -49,6 +50,7 @@ class DomainEvents:
         self._ended_by = self._asked = ""
         self._reset_by_lab = self._agent_is_up = False
         self.holds = holds
+        self._resets += 1
         self.alive.clear()
         self.off.clear()
 
@@ -67,6 +69,18 @@ class DomainEvents:
     def ask_reset(self) -> None:
         """The backend is about to press the reset button."""
         self._reset_by_lab = True
+        self._resets += 1
+        self.alive.clear()
+
+    def look_for_life(self, bytes_read: Callable[[], int]) -> None:
+        """Whether the disk was read since the last time, and no reset came between."""
+        if self.alive.is_set():
+            return
+        resets = self._resets
+        now = resets, bytes_read()
+        if now[0] == self._read_before[0] == self._resets and now[1] > self._read_before[1]:
+            self.alive.set()
+        self._read_before = now
 
     def gone(self) -> None:
         """It is off, and libvirt did not say so."""
@@ -123,7 +137,7 @@ class DomainEvents:
             self._reset(from_inside=bool(details.get("guest")))
 
     def _reset(self, *, from_inside: bool) -> None:
-        self.resets += 1
+        self._resets += 1
         if from_inside and not self.alive.is_set():
             return
         self.alive.clear()
