@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; see --help. Returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["triage"]:  # has options of its own, and works without a lab
-        return int(_function("crashdump_analysis.cli:main")(given[1:]))
+        return int(_function("crashdump_analysis.triage:main")(given[1:]))
     options = _parser().parse_args(given)
     # A service manager's stop is handled as Ctrl-C is: evidence first, machines given back.
     # (SIGINT itself may be ignored, in the background of a shell.)
