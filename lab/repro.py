@@ -74,7 +74,7 @@ def _how_it_went(record: Record) -> str:
         return (
             f"{first.bug_check or 'no bug check'}, {first.culprit or 'no culprit'}, {first.bucket}"
         )
-    return ", ".join(f"{one.what} {one.outcome}" for one in record.outcomes)
+    return ", ".join(f"{one.what} {one.outcome}" for one in record.outcomes) or "no outcome"
 
 
 def _inputs(record: Record) -> tuple[Candidate | None, list[ContentSet]]:

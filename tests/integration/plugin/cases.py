@@ -98,6 +98,17 @@ def test_crash_while_fixtures_end() -> None:
     pass
 
 
+@pytest.fixture
+def asking(machine: Machine) -> Iterator[None]:
+    yield
+    assert machine.boot == 0
+
+
+@pytest.mark.usefixtures("asking")
+def test_fixture_that_fails_at_its_end() -> None:
+    pass
+
+
 # Neither
 
 

@@ -22,6 +22,7 @@ ENDS = {
     "test_assertion_beside_a_crash": ("failure", "crashed", "hold"),
     "test_skip_beside_a_crash": ("failure", "crashed", "hold"),
     "test_crash_while_fixtures_end": ("error", "crashed", "hold"),
+    "test_fixture_that_fails_at_its_end": ("error", "failed", "hold"),
     "test_skips": ("skipped", None, "inconclusive"),
     "test_own_mistake": ("failure", "harness", "inconclusive"),
 }
@@ -49,6 +50,8 @@ def test_each_end_in_two_processes(suite: Suite, tmp_path: Path) -> None:
             one.run / crash.evidence for crash in one.record.crashes
         ]
         assert not (one.run / "disk.qcow2").exists()
+    ended = results["test_crash_while_fixtures_end"]
+    assert [str(one.outcome) for one in ended.record.outcomes] == ["passed", "crashed"]
     _check_crashes(results)
     _check_allure(tmp_path / "allure")
     assert "its lines must not run" not in output
