@@ -108,7 +108,7 @@ class Connection:
     def close(self) -> None:
         """Closes it; machines that were started through it lose their power."""
         self._closed = True
-        if self._answers.is_set():
+        if self._answers.is_set() and not self._lost:
             with asking(f"close {self.uri}"):
                 self._connection.unregisterCloseCallback()
                 self._connection.close()

@@ -151,6 +151,7 @@ def _private(host: str, scratch: Path) -> Daemon:
         if process.stdin:
             process.stdin.close()  # the reaper ends when nobody holds its standard input
         process.wait()
+        shutil.rmtree(folder, ignore_errors=True)  # the reaper did that, unless it was killed
 
     socket = folder / "run/libvirt/libvirt-sock"
     return Daemon(

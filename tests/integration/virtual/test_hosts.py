@@ -200,6 +200,25 @@ def test_uri_that_leads_nowhere(uri: str, words: str, tmp_path: Path) -> None:
         Factory("there", uri, tmp_path).slot("m", SignalLog())
 
 
+def test_killed_reaper_loses_the_machines_and_closing_tidies_up(
+    own_factory: BackendFactory, store: Path, image: Image
+) -> None:
+    signals = SignalLog()
+    backend = own_factory.slot("orphan", signals)
+    backend.provision(image, store / "orphan", "orphan-run")
+    backend.start(hold_restart=True)
+    folder = daemon_folder(backend.address())
+    of_host = [*processes("virtlogd", folder), *processes("libvirtd", folder)]
+    for process in [*processes("python", f"tied\0{folder}"), *of_host]:
+        os.kill(process, signal.SIGKILL)
+    for process in processes("qemu-system", folder):
+        os.kill(process, signal.SIGKILL)
+    signals.wait("the loss", lambda: signals.of(SignalKind.LOST), 60)
+    own_factory.close()
+    assert not Path(folder).exists()
+    assert backend.disk_overlay().exists()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root runs machines as another user")
 def test_store_that_the_machines_user_cannot_enter(
     factory: BackendFactory, image: Image, tmp_path: Path
