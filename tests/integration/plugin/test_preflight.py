@@ -157,6 +157,37 @@ def test_deselected_tests_need_nothing(pytester: pytest.Pytester) -> None:
     result.assert_outcomes(passed=1, deselected=6)
 
 
+def test_fixtures_of_the_same_name_are_somebody_elses(pytester: pytest.Pytester) -> None:
+    """Unless they are made of ours."""
+    pytester.makepyfile(
+        test_elsewhere="""
+        import pytest
+
+        @pytest.fixture
+        def machine():
+            return "a lathe"
+
+        def test_a_lathe(machine):
+            assert machine == "a lathe"
+        """,
+        test_here="""
+        import pytest
+
+        @pytest.fixture
+        def machine(machine):
+            return machine
+
+        def test_a_machine(machine):
+            raise AssertionError("it must not run")
+        """,
+    )
+    result = pytester.runpytest_inprocess("test_elsewhere.py")
+    result.assert_outcomes(passed=1)
+    result = pytester.runpytest_inprocess()
+    assert result.ret is pytest.ExitCode.USAGE_ERROR
+    result.stderr.re_match_lines(["ERROR: test_here.py::test_a_machine needs a machine of a lab"])
+
+
 def test_other_suites_pay_nothing(tmp_path: Path) -> None:
     """Nothing of the lab is loaded into a session without its fixtures."""
     (tmp_path / "test_other.py").write_text(
