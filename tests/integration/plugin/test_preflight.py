@@ -49,8 +49,9 @@ TESTS = """
 
 
 @pytest.fixture
-def lab_file(pytester: pytest.Pytester) -> Path:
-    """A lab with two images: one promises all, one neither NMI nor saved memory."""
+def lab_file(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only lab: it has two images; one promises all, one neither NMI nor saved memory."""
+    monkeypatch.delenv("LAB_TOML", raising=False)
     contract = (EXAMPLE.parents[1] / "images/test_kernel/contract.toml").read_text()
     for name, promises in (("able", contract), ("unable", _without(contract))):
         (pytester.path / f"{name}.toml").write_text(promises)
