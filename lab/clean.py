@@ -16,7 +16,7 @@ from lab.disks.overlay import open_overlay
 from lab.dumps import DumpStatus, SeenBoot, copy_dump, find_dumps
 from lab.lab import Lab, Say
 from lab.outcome import LabError, Outcome
-from lab.record import OutcomeRecord, Record, load_record
+from lab.record import PARTIAL_RECORD, OutcomeRecord, Record, load_record
 from lab.verdict import verdict_of
 from lab.watch import worst
 
@@ -58,8 +58,8 @@ def _bury(lab: Lab, folder: Path, say: Say) -> bool:
 
     False if that run has its end. Raises LabError or OSError where something must be left.
     """
-    if not any(folder.iterdir()):
-        folder.rmdir()  # it died before its record began
+    if all(file.name == PARTIAL_RECORD for file in folder.iterdir()):
+        shutil.rmtree(folder)  # it died before its record began
         return True
     record = load_record(folder)
     if record.ended is not None:

@@ -40,6 +40,8 @@ Cause = Literal["crash", "hang", "restart", "power-cut"]
 """A bug check was signalled; it no longer answers; it went down by itself without either; its power
 was cut, whatever it was doing."""
 Say = Callable[[str], None]
+PARTIAL = ".partial"
+"""The end of the name of a file that is still being written."""
 
 
 class EvidenceError(InfrastructureError):
@@ -439,7 +441,7 @@ class Collector:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file, flushed, in one step: a reader sees the old one or the new one."""
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(path.name + PARTIAL)
     with partial.open("w", encoding="utf-8") as file:
         json.dump(value, file, indent=1, default=str)
         file.flush()

@@ -10,11 +10,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lab.evidence import write_json
+from lab.evidence import PARTIAL, write_json
 from lab.outcome import LabError, Outcome
 from lab.watch import worst
 
 RECORD = "record.json"
+PARTIAL_RECORD = f"{RECORD}{PARTIAL}"
 
 
 class RecordError(LabError):

@@ -80,15 +80,16 @@ class Run:
             repeats=repeats,
             machine={"slot": lease.slot, "lease_token": lease.token},
         )
-        self.folder.mkdir(parents=True)
-        self.record.save(self.folder)
         self._machine: Machine | None = None
         self._collector: Collector | None = None
 
     def __enter__(self) -> Self:
+        self.folder.mkdir(parents=True)
         try:
+            self.record.save(self.folder)
             self._check_space()
             self.record.image_identity = self.lab.images.identity(self.image)
+            self.say(f"Putting {self._lease.slot} into the state of image {self.image.name}")
             self._machine = self.lab.machine(self._lease, self.image, self.folder)
             self.record.machine["address"] = self._machine.address()
             self._collector = Collector(
@@ -135,8 +136,11 @@ class Run:
         self.say("It has booted; its agent answers")
         return guest
 
-    def install(self, content: ContentSet | None = None) -> None:
-        """Installs the candidate with its own content, or with another set put on after that."""
+    def install(self, content: ContentSet | None = None) -> list[str]:
+        """Installs the candidate with its own content, or with another set put on after that.
+
+        Returns what update_content() returns.
+        """
         candidate = self.needs_candidate()
         self.say(f"Installing {candidate.name} {candidate.version}")
         self.installed = True
@@ -145,19 +149,25 @@ class Run:
         if content is not None and (
             self.content is None or content.hashes() != self.content.hashes()
         ):
-            self.update_content(content)
+            return self.update_content(content)
+        return []
 
-    def update_content(self, content: ContentSet, activation: Activation | None = None) -> None:
+    def update_content(
+        self, content: ContentSet, activation: Activation | None = None
+    ) -> list[str]:
         """Puts a content set on, and watches it being taken in.
 
+        Returns what the candidate's validator refused, in words; that stops nothing.
         activation: "live", or "next-boot", which restarts the machine; None is the candidate's.
         """
-        for said in ask_validator(self.needs_candidate(), content):
-            self.say(said)
+        opinions = ask_validator(self.needs_candidate(), content)
+        for opinion in opinions:
+            self.say(opinion.words)
         self.say(f"New content: {content.name} ({', '.join(file.name for file in content.files)})")
         # From here on either set may be on the disk; a check before the end would say which.
         self._steps().put_content(content, activation)
         self.content = content.beside(self.content)
+        return [opinion.words for opinion in opinions if opinion.refuses]
 
     def restart(self) -> None:
         """An announced restart with all that is installed."""
@@ -205,7 +215,8 @@ class Run:
                 crash = self.take_evidence(error)
                 # An NMI that we sent makes a hung machine crash; it hung all the same.
                 crashed |= bool(crash and crash.bug_check) and not isinstance(error, HungError)
-                reason = crash.summary if crash else reason
+                if crash is not None:
+                    reason = crash.summary if crashed else f"{error}; {crash.summary}"
         except EvidenceError as lost:
             trouble = lost
         finally:  # at Ctrl-C, too

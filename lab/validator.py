@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import dataclass
 
 from lab.candidate import Candidate, ContentSet
 
 
-def ask_validator(candidate: Candidate, content: ContentSet) -> list[str]:
-    """What the candidate's validator says of each file, in words; nothing where it has none."""
+@dataclass(frozen=True)
+class Opinion:
+    """What a validator says of one file, in words."""
+
+    refuses: bool
+    words: str
+
+
+def ask_validator(candidate: Candidate, content: ContentSet) -> list[Opinion]:
+    """What the candidate's validator says of each file; nothing where it has none."""
     rules = candidate.content
     if rules is None or not rules.validator:
         return []
-    said = []
+    said: list[Opinion] = []
     for file in content.files:
         command = [*rules.validator, str(file.path.resolve())]
         try:
@@ -24,10 +33,12 @@ def ask_validator(candidate: Candidate, content: ContentSet) -> list[str]:
                 text=True,
             )
         except OSError as error:
-            said.append(f"Its validator cannot be started: {' '.join(command)}: {error.strerror}")
+            words = f"Its validator cannot be started: {' '.join(command)}: {error.strerror}"
+            said.append(Opinion(refuses=False, words=words))
             continue
         lines = (done.stdout + done.stderr).strip().splitlines()
         because = f": {lines[-1]}" if lines else ""
-        accepts = "accepts" if done.returncode == 0 else f"refuses ({done.returncode})"
-        said.append(f"Its validator {accepts} {file.name}{because}")
+        refuses = done.returncode != 0
+        verb = f"refuses ({done.returncode})" if refuses else "accepts"
+        said.append(Opinion(refuses, f"Its validator {verb} {file.name}{because}"))
     return said

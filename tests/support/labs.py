@@ -64,6 +64,12 @@ class TestLab:
         """Its runs' folders, oldest first."""
         return sorted((self.folder / "store/runs").iterdir())
 
+    def run_of(self, command: LiveCommand) -> Path | None:
+        """The folder of the run that a command began; None if it got no machine, or no further."""
+        found = re.search(r"Run (\S+) on machine", command.output)
+        folder = self.folder / "store/runs" / found[1] if found else None
+        return folder if folder and folder.exists() else None
+
     def record(self) -> Record:
         """The newest run's record."""
         return load_record(self.runs[-1])
