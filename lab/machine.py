@@ -159,6 +159,7 @@ class Machine:
 
     def reset(self) -> None:
         """Presses the reset button."""
+        self.signals.announce_restart()
         self._call("reset", self._backend.reset)
 
     def nmi(self) -> None:

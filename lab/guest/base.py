@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
+from lab.outcome import CandidateError
+
 
 @dataclass(frozen=True)
 class CommandResult:
@@ -31,6 +33,10 @@ class CommandResult:
             return f"`{line}`: {self.state} after {self.seconds:.1f} s"
         said = (self.output.strip() + "\n" + self.errors.strip()).strip()
         return f"`{line}` ended with {self.exit_code}" + (f": {said}" if said else "")
+
+
+class GuestFileNotFoundError(CandidateError, FileNotFoundError):
+    """The guest has no such file: a statement about what was put on it, not about this host."""
 
 
 class Guest(ABC):
@@ -57,7 +63,7 @@ class Guest(ABC):
 
     @abstractmethod
     def read_file(self, path: str) -> bytes:
-        """A whole file. Raises FileNotFoundError, or AgentError for another refusal."""
+        """A whole file. Raises GuestFileNotFoundError, or AgentError for another refusal."""
 
     @abstractmethod
     def write_file(self, path: str, content: bytes) -> None:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from lab.backend import AgentError, AgentSilent, AgentUnreachable
-from lab.guest.base import CommandResult, Guest
+from lab.guest.base import CommandResult, Guest, GuestFileNotFoundError
 from lab.signals import DOWN_KINDS, DeadlineError
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class QemuGuestAgent(Guest):
                     ended = piece["eof"]
         except AgentError as error:
             if any(said in error.message for said in NOT_FOUND):
-                raise FileNotFoundError(f"{path}: {error.message}") from None
+                raise GuestFileNotFoundError(f"{path}: {error.message}") from None
             raise
         return content
 

@@ -1,18 +1,15 @@
 """A private libvirt for tests, and its machines driven by virsh processes alone.
 
-The daemons run in session mode (libvirt's "qemu:///session") on sockets in a folder of their own,
-so runs on one host do not meet. libvirtd has no session mode for root: root starts it as `nobody`.
-Nothing here is left running: tests/support/reaper.py ends all of it.
+The daemons are the lab's private ones (lab/virtual/libvirt_daemon.py): two do not meet, and nothing
+is left running. What drives the machines shares nothing with the lab's own backend.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 import uuid
@@ -23,6 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 from xml.sax.saxutils import escape
 
+from lab.virtual.libvirt_daemon import open_daemon
 from tests.support.disk import DiskFiles
 from tests.support.waiting import wait_for
 
@@ -55,53 +53,24 @@ class Libvirt:
     """A libvirt of its own; a context manager that stops all it started."""
 
     def __init__(self) -> None:
-        # Not pytest's folder: QEMU's sockets lie below, and a socket's path has 107 characters.
-        self.folder = Path(tempfile.mkdtemp(prefix="bl-", dir="/tmp"))
-        self._user = "nobody" if os.geteuid() == 0 else ""
-        for name in ("run", "config", "cache", "home"):
-            (self.folder / name).mkdir(mode=0o700)
-            self.own(self.folder / name)
-        self.folder.chmod(0o755)
-        self.own(self.folder)
-        environment = {
-            **os.environ,
-            "XDG_RUNTIME_DIR": str(self.folder / "run"),
-            "XDG_CONFIG_HOME": str(self.folder / "config"),
-            "XDG_CACHE_HOME": str(self.folder / "cache"),
-            "HOME": str(self.folder / "home"),
-            "PATH": os.environ.get("PATH", "") + ":/usr/sbin:/sbin",
-        }
-        self._log = self.folder / "daemons.log"
-        with self._log.open("wb") as log:
-            self._reaper = subprocess.Popen(
-                [
-                    sys.executable,
-                    str(Path(__file__).with_name("reaper.py")),
-                    str(self.folder),
-                    self._user,
-                    "virtlogd",
-                    "libvirtd",
-                ],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-        socket = self.folder / "run/libvirt/libvirt-sock"
-        self.uri = f"qemu+unix:///session?socket={socket}"
+        self._scratch = tempfile.TemporaryDirectory(prefix="libvirt-logs-")
+        self._daemon = open_daemon("tests", "private", Path(self._scratch.name))
+        self.uri = self._daemon.uri
+        socket = Path(self.uri.partition("socket=")[2])
+        # Machines' files lie beside the sockets, so that they go when the daemons end.
+        self.folder = socket.parents[2]
         self._events_file = self.folder / "events.log"
         self._events: subprocess.Popen[bytes] | None = None
         try:
-            wait_for("libvirtd", lambda: self._daemons_alive() and socket.exists(), START_DEADLINE)
+            wait_for("libvirtd", lambda: self._daemon_alive() and socket.exists(), START_DEADLINE)
             self.virsh("version")
             self._start_events()
         except BaseException:
             self.close()
             raise
 
-    def _daemons_alive(self) -> bool:
-        if self._reaper.poll() is not None:
-            raise AssertionError(f"libvirtd did not start:\n{self._log.read_text()}")
+    def _daemon_alive(self) -> bool:
+        self._daemon.still_there()
         return True
 
     def __enter__(self) -> Self:
@@ -120,14 +89,13 @@ class Libvirt:
         if self._events is not None:
             self._events.kill()
             self._events.wait()
-        self._reaper.terminate()
-        self._reaper.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._daemon.stop()
+        self._scratch.cleanup()
 
     def own(self, path: Path) -> Path:
         """Gives a file or folder to the user the machines run as; returns it."""
-        if self._user:
-            shutil.chown(path, self._user, "nogroup")
+        if self._daemon.account:
+            self._daemon.account.own(path)
         return path
 
     def new_image_path(self) -> Path:
