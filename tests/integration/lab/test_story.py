@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ STORY = [
 
 
 @pytest.fixture(scope="module")
-def story() -> tuple[TestLab, str]:
+def story() -> Iterator[tuple[TestLab, str]]:
     """The killer's run in a lab of its own, and what it printed."""
     with lab_folder() as folder:
         lab = make_lab(folder)
