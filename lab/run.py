@@ -338,8 +338,9 @@ class Run:
                 return True
             except (MachineDown, HungError) as error:
                 self.take_evidence(error)
-            row = crashes_in_a_row(machine.signals)
-            if is_boot_loop(machine.signals, machine.contract):
+                hung = isinstance(error, HungError)
+            row = 0 if hung else crashes_in_a_row(machine.signals)
+            if row and is_boot_loop(machine.signals, machine.contract):
                 reason = f"{row} boots in a row crashed, the last before its agent answered"
                 self.say(f"A boot loop: {reason}")
                 self.note_outcome("recovery", Outcome.BOOT_LOOPING, reason)
