@@ -170,8 +170,8 @@ class Collector:
         if overlay.exists():
             evidence.kept_disk = overlay.name
             kept = (
-                f"the machine's disk is kept as {overlay}. Once the cause is mended, read the dump"
-                " off it: lab salvage RUN"
+                f"the machine's disk is kept as {overlay}. Once the cause is mended, read its"
+                f" dumps: lab salvage {self._folder.parent.name}"
             )
         said = f"{error or type(error).__name__}; {kept}"
         evidence.no_dump = evidence.no_dump or said

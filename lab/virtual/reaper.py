@@ -85,9 +85,17 @@ class Daemons:
                 print(f"{command} ended: {code}", flush=True)
                 if code < 0 and self._restarts:
                     self._restarts -= 1
-                    self._start(command)
+                    complete &= self._start_again(command)
                 else:
                     complete = False
+
+    def _start_again(self, command: str) -> bool:
+        try:
+            self._start(command)
+        except OSError as error:  # it may have been removed meanwhile
+            print(f"{command} cannot be started again: {error}", flush=True)
+            return False
+        return True
 
     def terminate(self) -> None:
         """Asks all of them to end."""
