@@ -40,6 +40,8 @@ MAX_FILE: Final = 256 << 20
 _FILLED_BY_THE_LOADER = (IMPORT, ADDRESS_TABLE, DELAY_IMPORT)
 # In IMAGE_LOAD_CONFIG_DIRECTORY64: addresses of the two pointers that Control Flow Guard fills in.
 _GUARD_POINTERS = (0x70, 0x78)
+# There, too: u32 offset and u16 section of the dynamic value relocation table.
+_DYNAMIC_RELOCATIONS = 0xE0
 
 
 def expected_image(file: str | os.PathLike[str]) -> bytes:
@@ -70,6 +72,19 @@ def loaded_image(memory: Memory, module: Module, file: str | os.PathLike[str]) -
             )
         sections.append((section, data))
     return _comparable(image, sections, moved=module.base - image.preferred_base)
+
+
+def is_patched_by_windows(file: str | os.PathLike[str]) -> bool:
+    """Whether the image lists places that Windows patches as it loads it (see the module).
+
+    That is its dynamic value relocation table (IMAGE_LOAD_CONFIG_DIRECTORY64). Raises DumpError.
+    """
+    image = _file(Path(file))
+    start, size = image.directory(LOAD_CONFIG)
+    table = (
+        image.read(start + _DYNAMIC_RELOCATIONS, 6) if size >= _DYNAMIC_RELOCATIONS + 6 else None
+    )
+    return bool(table and any(table))
 
 
 def image_identity(contents: bytes) -> str:

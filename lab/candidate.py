@@ -162,11 +162,18 @@ class Recovery(Section):
 
 @dataclass(frozen=True)
 class ContentFile:
-    """One content file of this host."""
+    """One content file of this host, as it was when the run was made."""
 
     name: str
     path: Path
     sha256: str
+
+    def read(self) -> bytes:
+        """Its bytes. Raises ContentError where they are no longer those it was hashed with."""
+        data = self.path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != self.sha256:
+            raise ContentError(f"{self.path} changed on this host since the run began; run again")
+        return data
 
 
 @dataclass(frozen=True)
@@ -207,6 +214,7 @@ class Candidate(Section):
     """Names only; the values are lab.toml's."""
 
     _file: Path = PrivateAttr()
+    _image_sha256: str = PrivateAttr(default="")
 
     @model_validator(mode="after")
     def _names_its_secrets(self) -> Self:
@@ -243,6 +251,13 @@ class Candidate(Section):
     def image(self) -> Path:
         """The driver's file on this host."""
         return self.on_host(self.driver.image)
+
+    def require_same_image(self) -> None:
+        """Raises CandidateFileError if the driver's file changed since it was loaded."""
+        if sha256(self.image) != self._image_sha256:
+            raise CandidateFileError(
+                f"{self.image} changed on this host since the run began; run again"
+            )
 
     @property
     def symbol_folders(self) -> list[Path]:
@@ -326,7 +341,20 @@ def load_candidate(path: Path) -> Candidate:
     ]
     if problems:
         raise CandidateFileError("\n".join(problems))
+    candidate._image_sha256 = sha256(candidate.image)
     return candidate
+
+
+def load_contents(candidate: Candidate, paths: Sequence[Path]) -> list[ContentSet]:
+    """The content sets of a run: of folders, the files that are content for the candidate.
+
+    Raises ContentError; also where the candidate knows no content.
+    """
+    if candidate.content is None and paths:
+        raise ContentError(
+            f"{candidate.file} has no [content], so there is no place for {paths[0]}"
+        )
+    return [load_content(path, candidate.content.pattern) for path in paths if candidate.content]
 
 
 def load_content(path: Path, pattern: str = "*") -> ContentSet:

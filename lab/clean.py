@@ -11,6 +11,7 @@ from pathlib import Path
 from images.contract import Contract, ContractError, load_contract
 from lab.backend import MACHINE_FILES, OVERLAY
 from lab.config import ConfigError, load_config
+from lab.disks.blocks import DiskError
 from lab.disks.files import open_files
 from lab.disks.overlay import open_overlay
 from lab.dumps import DumpStatus, SeenBoot, copy_dump, find_dumps
@@ -21,7 +22,7 @@ from lab.verdict import verdict_of
 from lab.watch import worst
 
 SALVAGED = "salvaged"
-WORTH_SAVING = {DumpStatus.THIS_BOOT, DumpStatus.OTHER, DumpStatus.TRUNCATED}
+WORTH_SAVING = frozenset({DumpStatus.THIS_BOOT, DumpStatus.OTHER, DumpStatus.TRUNCATED})
 
 
 def clean(options: argparse.Namespace, say: Say) -> int:
@@ -33,12 +34,16 @@ def clean(options: argparse.Namespace, say: Say) -> int:
         removed = left = 0
         factories = {(slot.backend, slot.host_name): slot for slot in lab.config.slots().values()}
         for slot in factories.values():
-            factory = lab.factory(slot)
-            # What carries the id of a run that this store does not know is somebody else's.
-            for run_id in {run for run, _ in factory.leftovers()} & dead:
-                for what in factory.remove(run_id):
-                    say(f"run {run_id}: removed {what}")
-                    removed += 1
+            try:
+                factory = lab.factory(slot)
+                # What carries the id of a run that this store does not know is somebody else's.
+                for run_id in {run for run, _ in factory.leftovers()} & dead:
+                    for what in factory.remove(run_id):
+                        say(f"run {run_id}: removed {what}")
+                        removed += 1
+            except LabError as error:
+                say(f"host {slot.host_name}: left as it is: {error}")
+                left += 1
         for folder in sorted(lab.runs / run_id for run_id in dead):
             try:
                 removed += _bury(lab, folder, say)
@@ -90,15 +95,22 @@ def salvage(lab: Lab, folder: Path, record: Record, say: Say) -> list[Path]:
     store cannot take a dump.
     """
     began, now = datetime.fromisoformat(record.began), datetime.now(UTC)
-    boot = SeenBoot("this run", began, now, timedelta(), None)
+    offset = timedelta(seconds=record.clock_offset_seconds or 0.0)
+    boot = SeenBoot("this run", began, now, offset, None)
     target = folder / "evidence" / SALVAGED
     safe = _collected(folder)
     saved: list[Path] = []
     with open_files(open_overlay(folder / OVERLAY)) as files:
         contract = _contract(lab, record)
-        for one in find_dumps(files, contract, boot, run_began=began, collected=safe):
+        found = find_dumps(files, contract, boot, run_began=began, collected=safe)
+        worth = WORTH_SAVING
+        if record.clock_offset_seconds is None:
+            worth |= {DumpStatus.STALE}  # nobody knows the guest's clock, so that is a guess
+        for one in found:
             say(one.detail)
-            if one.status in WORTH_SAVING and one.fingerprint not in safe:
+            if one.status is DumpStatus.UNREADABLE:
+                raise DiskError(one.detail)
+            if one.status in worth and one.fingerprint not in safe:
                 target.mkdir(parents=True, exist_ok=True)
                 saved.append(copy_dump(files, one, target))
                 safe.add(one.fingerprint)

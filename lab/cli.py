@@ -52,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(given)
     # A service manager's stop is handled as Ctrl-C is: evidence first, machines given back.
     # (SIGINT itself may be ignored, in the background of a shell.)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     try:
         return int(_function(options.function)(options, Teller()))
     except LabError as error:

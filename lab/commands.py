@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lab.candidate import Candidate, ContentSet, load_candidate, load_content
+from lab.candidate import Candidate, ContentSet, load_candidate, load_contents
 from lab.check import check, print_findings
 from lab.config import Config, ConfigError, load_config
 from lab.lab import Lab, Say
@@ -79,7 +79,7 @@ def run_once(
 def run_candidate(options: argparse.Namespace, say: Say) -> int:
     """`lab run`. Returns the verdict's exit code."""
     candidate = load_candidate(options.candidate)
-    contents = [load_content(path) for path in options.content]
+    contents = load_contents(candidate, options.content)
     config = load_config(options.lab)
     image = image_name(config, options.image)
     scenario = Scenario(

@@ -136,9 +136,10 @@ class ImageSource:
 
 @dataclass(frozen=True)
 class Slot:
-    """One machine that can be leased."""
+    """One machine that can be leased. machine: the NAME of its [machines.NAME] table."""
 
     name: str
+    machine: str
     backend: str
     host_name: str
     host: HostSettings
@@ -169,7 +170,9 @@ class Config:
         """Every machine by its slot's name: NAME, or NAME-1, NAME-2 ... where count is above 1."""
         hosts = self.settings.hosts
         return {
-            slot: Slot(slot, table.backend, table.host, hosts[table.host], frozenset(table.tags))
+            slot: Slot(
+                slot, name, table.backend, table.host, hosts[table.host], frozenset(table.tags)
+            )
             for name, table in self.settings.machines.items()
             for slot in _slot_names(name, table.count)
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lab.candidate import load_candidate, load_content
+from lab.candidate import load_candidate, load_contents
 from lab.commands import image_name, leased, print_result, run_once
 from lab.config import load_config
 from lab.lab import Lab, Say
@@ -26,7 +26,7 @@ def demo(options: argparse.Namespace, say: Say) -> int:
     config = load_config(examples / "lab.toml")
     candidate = load_candidate(examples / "sensor/candidate.toml")
     folders = [examples / "sensor/content" / name for name in ("benign", "killer")]
-    contents = [load_content(folder) for folder in folders]
+    contents = load_contents(candidate, folders)
     scenario = Scenario(kind="content", contents=[str(folder.resolve()) for folder in folders])
     with Lab(config) as lab, leased(lab, None, purpose=PURPOSE, wait=600, say=say) as lease:
         run = run_once(

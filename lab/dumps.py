@@ -25,6 +25,8 @@ from lab.disks.files import DiskFiles
 CLOCK_TOLERANCE = timedelta(seconds=2)
 """A PC's clock counts whole seconds, and the crash is signalled a moment after its time is taken;
 times the contract's slowdown."""
+SMALL = 4
+"""DumpType of a triage dump (minidump)."""
 SPARE_BYTES = 64 << 20
 """Left free on the evidence store beside a dump, for the record and the logs."""
 
@@ -172,7 +174,8 @@ def _look(
             return FoundDump(path, DumpStatus.ALL_ZERO, f"{path} begins with zeros only", size)
         return FoundDump(path, DumpStatus.NO_DUMP, str(error), size)
     fingerprint = hashlib.sha256(start).hexdigest()
-    required = header.required_size or size
+    # A small dump may be shorter than its header says: the debugger cuts what it did not need.
+    required = size if header.dump_type == SMALL else header.required_size or size
     if size < required:
         detail = f"{path} has {size} of the {required} bytes that its header says"
         return FoundDump(path, DumpStatus.TRUNCATED, detail, size, header, fingerprint)

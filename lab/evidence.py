@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -39,6 +39,11 @@ from lab.signals import DeadlineError, SignalKind
 Cause = Literal["crash", "hang", "restart", "power-cut"]
 """A bug check was signalled; it no longer answers; it went down by itself without either; its power
 was cut, whatever it was doing."""
+HYPERVISOR = "hypervisor"
+"""The `path` of a dump that the hypervisor took."""
+WORTH_COPYING = frozenset(
+    {DumpStatus.THIS_BOOT, DumpStatus.EARLIER, DumpStatus.OTHER, DumpStatus.TRUNCATED}
+)
 Say = Callable[[str], None]
 PARTIAL = ".partial"
 """The end of the name of a file that is still being written."""
@@ -113,6 +118,7 @@ class Evidence:
     def dump(self) -> Path | None:
         """The dump of this boot: from its disk, else (a hang) the hypervisor's."""
         good = [d for d in self.dumps if d.file and d.status == DumpStatus.THIS_BOOT]
+        good.sort(key=lambda dump: dump.path == HYPERVISOR)
         return self.folder / str(good[0].file) if good else None
 
     def as_json(self) -> dict[str, Any]:
@@ -220,7 +226,7 @@ class Collector:
                 status = DumpStatus.THIS_BOOT if windows else DumpStatus.NO_DUMP
                 evidence.dumps.append(
                     CollectedDump(
-                        "hypervisor", status, "memory of the hung machine, taken from outside",
+                        HYPERVISOR, status, "memory of the hung machine, taken from outside",
                         file.name, file.stat().st_size, digest,
                     )
                 )  # fmt: skip
@@ -287,7 +293,7 @@ class Collector:
     def _power_off(self, evidence: Evidence) -> None:
         with self._rung(evidence, "power off") as rung:
             was_on = self._machine.is_on()
-            self._machine.power_off()
+            self._machine.cut_power()
             rung.result = "power cut" if was_on else "it was off already"
 
     def _console(self, evidence: Evidence) -> None:
@@ -324,7 +330,10 @@ class Collector:
                 run_began=self._run_began,
                 collected=self._collected,
             )
-            failures = [self._pull(evidence, files, one) for one in found]
+            worth = WORTH_COPYING
+            if all(one.status is not DumpStatus.THIS_BOOT for one in found):
+                worth |= {DumpStatus.STALE}  # where the guest's clock is wrong, that is a guess
+            failures = [self._pull(evidence, files, one, worth) for one in found]
         for failure in filter(None, failures):  # after all that could be copied
             raise failure
         self._account(evidence, boot)
@@ -347,6 +356,8 @@ class Collector:
             staged_in=machine.contract.dump.staged_in,
             tolerance=CLOCK_TOLERANCE * machine.contract.deadlines.slowdown,
         )
+        if evidence.dump is not None:  # matched by more than time
+            evidence.missing = [one for one in evidence.missing if one.boot != evidence.boot]
         evidence.overwritten = sum(one.written_over_by is not None for one in evidence.missing)
         if evidence.dump is None:
             reasons = [one.reason for one in evidence.missing if one.boot == evidence.boot]
@@ -384,7 +395,9 @@ class Collector:
             evidence.stop_code_on_console, self._may_have_crashed(evidence),
         )  # fmt: skip
 
-    def _pull(self, evidence: Evidence, files: DiskFiles, found: FoundDump) -> Exception | None:
+    def _pull(
+        self, evidence: Evidence, files: DiskFiles, found: FoundDump, worth: Collection[DumpStatus]
+    ) -> Exception | None:
         """Copies one dump if it is worth it and not safe yet; what went wrong, if anything."""
         header = found.header
         one = CollectedDump(
@@ -393,7 +406,8 @@ class Collector:
             header.time.isoformat() if header and header.time else None,
         )  # fmt: skip
         evidence.dumps.append(one)
-        worth = {DumpStatus.THIS_BOOT, DumpStatus.EARLIER, DumpStatus.OTHER, DumpStatus.TRUNCATED}
+        if found.status is DumpStatus.UNREADABLE:
+            return DiskError(found.detail)  # what nobody could look at may be the dump
         if found.status not in worth or found.fingerprint in self._collected:
             return None
         with self._rung(evidence, f"copy {found.path}") as rung:
@@ -405,7 +419,8 @@ class Collector:
             one.file, one.sha256 = file.name, self._file(evidence, file)
             rung.result = f"{file.name}, {found.size} bytes"
             whole = check_dump(file)
-            if whole.state is State.COMPLETE:
+            cut = whole.state in {State.TRUNCATED, State.ALL_ZERO}
+            if not cut:
                 self._collected.add(found.fingerprint)
             elif found.status is DumpStatus.THIS_BOOT:
                 one.status, one.detail = DumpStatus.TRUNCATED, whole.words

@@ -19,7 +19,12 @@ from crashdump_analysis.addresses import PhysicalAddress
 from crashdump_analysis.dump import open_dump
 from crashdump_analysis.errors import DumpError
 from crashdump_analysis.image import image_in_file
-from crashdump_analysis.image_identity import expected_image, image_identity, loaded_image
+from crashdump_analysis.image_identity import (
+    expected_image,
+    image_identity,
+    is_patched_by_windows,
+    loaded_image,
+)
 from crashdump_analysis.memory import Memory
 from crashdump_analysis.modules import Module, loaded_modules
 from lab.backend import BackendError
@@ -55,9 +60,11 @@ def check_identity(machine: Machine, candidate: Candidate, content: ContentSet |
     """Asks the running machine for driver and content.
 
     content: all that must be in the content folder, and nothing else may; None asks for none of it.
+    The files on this host must be those the run began with: CandidateFileError, ContentError.
     Raises TamperedError naming each difference: what, expected, found.
     """
     differences: list[str] = []
+    candidate.require_same_image()
     driver = sha256(candidate.image)
     installed = _hash_in_guest(machine, candidate.driver.installed)
     if installed != driver:
@@ -158,6 +165,7 @@ def _kernel_memory(machine: Machine) -> Iterator[_Kernel]:
             _roots[machine] = _Roots(
                 boot, header.directory_table_base, header.ps_loaded_module_list
             )
+            machine.measure_clock(machine.guest)  # it stood still meanwhile
             memory = Memory(dump.pages, header.directory_table_base)
             yield _kernel(memory, header.ps_loaded_module_list)
     except DumpError as error:
@@ -220,6 +228,12 @@ def _compare(memory: Memory, module: Module, file: Path) -> _Compared:
             f"{where} has the file's size; it could not be compared: {error}", weak=True
         )
     found = image_identity(contents)
+    if found != wanted and is_patched_by_windows(file):
+        return _Compared(
+            f"{where} has the file's size; Windows patches such code as it loads it, so that its"
+            " bytes could not be compared",
+            weak=True,
+        )
     if found != wanted:
         what = f"{where}: its read-only sections in memory"
         return _Compared("", difference=_difference(what, wanted, found))

@@ -59,8 +59,7 @@ class Lab:
         found = [
             slot.name
             for slot in self.config.slots().values()
-            if (name is None or slot.name == name or slot.name.startswith(f"{name}-"))
-            and wanted <= slot.tags
+            if name in (None, slot.name, slot.machine) and wanted <= slot.tags
         ]
         if not found:
             asked = f"machine {name!r}" if name else "a machine"

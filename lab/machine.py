@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from images.contract import Contract
 from lab.backend import Backend, BackendError, Feature, Image
+from lab.console.stop_text import stop_codes
 from lab.disks.blocks import BlockSource
 from lab.disks.edit import Edit, EditDone, edit
 from lab.disks.files import DiskFiles, open_files
 from lab.guest.base import Guest
-from lab.outcome import HungError, LabError
+from lab.outcome import CandidateError, HungError, LabError
 from lab.signals import DeadlineError, SignalKind, SignalLog
 
 if TYPE_CHECKING:
@@ -113,16 +114,24 @@ class Machine:
     def start(self, *, hold_restart: bool = True) -> None:
         """Powers on: a new boot. hold_restart: a restart from inside leaves it off (see class).
 
-        Refused while its disk is kept as evidence: a boot writes to it.
+        Refused while evidence of a boot before is not sealed: a boot writes to the disk.
         """
-        if self._evidence_boot > self._sealed_boot:
-            self._refuse_unsealed("start")
+        self._refuse_unsealed("start")
         console = len(self.console_bytes()) if "console-log" in self.features else 0
         self._call("power-on", lambda: self._backend.start(hold_restart=hold_restart))
         self._console_at_boot[self.boot] = console
 
     def power_off(self) -> None:
-        """Cuts the power; returns when it is off."""
+        """Cuts the power; returns when it is off. Raises MachineCrashed if it crashed before."""
+        self._raise_if_crashed()
+        self.cut_power()
+
+    def _raise_if_crashed(self) -> None:
+        if self.unsealed_boot == self.boot:
+            self.signals.raise_if_down(self.boot)
+
+    def cut_power(self) -> None:
+        """Cuts the power, whatever it does: for evidence, which waited for the dump first."""
         self.signals.announce_restart()
         self._call("power-off", self._backend.power_off)
 
@@ -156,9 +165,19 @@ class Machine:
             self.signals.wait(f"{self.name} to {what}", is_off, deadline, boot=boot)
         except DeadlineError as error:
             raise HungError(f"{self.name} did not {what} within {deadline:g} s") from error
+        if self.told_on_console(boot) is not None and not self.crash_signalled(boot):
+            self.signals.add(SignalKind.BUG_CHECK, "console", "stop text on the console")
+        self.signals.raise_if_down(boot)
+
+    def told_on_console(self, boot: int) -> int | None:
+        """The last stop code that a boot told on the console, if it told one."""
+        if "console-log" not in self.features:
+            return None
+        return next(reversed(stop_codes(self.console_bytes(boot))), None)
 
     def reset(self) -> None:
-        """Presses the reset button."""
+        """Presses the reset button. Raises MachineCrashed if it crashed before."""
+        self._raise_if_crashed()
         self.signals.announce_restart()
         self._call("reset", self._backend.reset)
 
@@ -256,16 +275,21 @@ class Machine:
             raise HungError(
                 f"{self.name}: no answer from the agent within {deadline:g} s of boot {boot}"
             ) from error
-        before, now = guest.time(), datetime.now(UTC)
-        self.clock_offset = before - now
+        before, now = self.measure_clock(guest), datetime.now(UTC)
         restored = self.signals.of(SignalKind.RESTORED, boot=boot)
         if restored and not any(one["boot"] == str(boot) for one in self.clock_settings):
             guest.set_time(now)
-            self.clock_offset = guest.time() - datetime.now(UTC)
+            self.measure_clock(guest)
             self.clock_settings.append(
                 {"boot": str(boot), "before": before.isoformat(), "set_to": now.isoformat()}
             )
         return guest
+
+    def measure_clock(self, guest: Guest) -> datetime:
+        """Asks the guest's clock, and notes how far it is from the host's."""
+        time = guest.time()
+        self.clock_offset = time - datetime.now(UTC)
+        return time
 
     # The disk
 
@@ -283,7 +307,10 @@ class Machine:
         self._refuse_unsealed("edit the disk")
         if self.is_on():
             raise LabError(f"{self.name} is on: power it off before its disk is edited")
-        return self._call("edit", lambda: edit(self._backend.disk_overlay(), edits))
+        try:
+            return self._call("edit", lambda: edit(self._backend.disk_overlay(), edits))
+        except FileNotFoundError as error:
+            raise CandidateError(f"{self.name}: a file cannot be put there: {error}") from error
 
     @property
     def unsealed_boot(self) -> int | None:

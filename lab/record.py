@@ -49,9 +49,13 @@ class CrashRecord(_Part):
 
     boot: int
     evidence: str
+    cause: str = "crash"
+    """How it went down (lab.evidence.Cause). A hang's bug check is the one that we made."""
     bug_check: str | None = None
     parameters: list[str] = []
     culprit: str | None = None
+    confidence: str | None = None
+    """How sure the culprit is: "low" is a guess."""
     bucket: str | None = None
     family: str | None = None
     summary: str = ""
@@ -85,6 +89,8 @@ class Record(_Part):
     """The run that this one does again."""
     machine: dict[str, Any] = {}
     clock_settings: list[dict[str, str]] = []
+    clock_offset_seconds: float | None = None
+    """The guest's clock less the host's, when it was last asked."""
     steps: list[str] = []
     identities: list[dict[str, Any]] = []
     crashes: list[CrashRecord] = []

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from xml.etree import ElementTree
 
-from lab.candidate import Candidate, ContentSet, load_candidate, load_content
+from lab.candidate import Candidate, ContentSet, load_candidate, load_contents
 from lab.commands import leased, run_once
 from lab.config import load_config
 from lab.lab import Lab, Say
@@ -82,7 +84,8 @@ def _inputs(record: Record) -> tuple[Candidate | None, list[ContentSet]]:
     candidate = load_candidate(Path(record.candidate)) if record.candidate else None
     if candidate is not None:
         _unchanged("candidate", record.candidate_identity, candidate.identity())
-    contents = [load_content(Path(one)) for one in record.scenario.contents]
+    paths = [Path(one) for one in record.scenario.contents]
+    contents = load_contents(candidate, paths) if candidate else []
     for before, now in zip(record.contents, contents, strict=True):
         _unchanged(f"content {now.name}", before, now.hashes())
     return candidate, contents
@@ -104,7 +107,8 @@ def _keep(say: Say) -> Callable[[Run], None]:
         say(f"console (COM1): {machine.console_log()}")
         say(f"kernel debugger (COM2): {machine.debugger_port()}")
         say(f"the lease of {machine.name} is held until you press Enter or Ctrl-C")
-        sys.stdin.readline()
+        with suppress(KeyboardInterrupt):
+            sys.stdin.readline()
 
     return keep
 
@@ -145,10 +149,16 @@ def _test_again(
 
 
 def _exit_code(command: list[str], folder: str | None) -> int:
-    """Runs pytest and waits for its end: at Ctrl-C, which it hears, too, it saves evidence."""
-    with subprocess.Popen(command, cwd=folder) as process:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            process.wait()
-            raise
+    """Runs pytest and waits for its end; a Ctrl-C is handed on, at which it saves evidence."""
+    with subprocess.Popen(command, cwd=folder, start_new_session=True) as process:
+        interrupted = False
+        while True:
+            try:
+                code = process.wait()
+            except KeyboardInterrupt:
+                interrupted = True
+                process.send_signal(signal.SIGINT)
+            else:
+                if interrupted:
+                    raise KeyboardInterrupt
+                return code

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -12,19 +13,20 @@ from typing import Self
 
 from crashdump_analysis import DumpError, Report, triage
 from crashdump_analysis.report import Culprit
-from lab.backend import Image
+from lab.backend import AgentSilent, AgentUnreachable, Image
 from lab.candidate import Activation, Candidate, ContentSet
 from lab.disks.edit import EditDone
 from lab.evidence import Cause, Collector, Evidence, EvidenceError
 from lab.guest.base import Guest
 from lab.identity import check_identity
 from lab.images import worst_case_dump_bytes
+from lab.interrupts import first_interrupt_waits
 from lab.lab import Lab
 from lab.leases import Lease
 from lab.machine import Machine
 from lab.outcome import HungError, InfrastructureError, LabError, Outcome
 from lab.record import CrashRecord, OutcomeRecord, Record, Scenario
-from lab.signals import MachineDown
+from lab.signals import MachineDown, SignalKind
 from lab.steps import Steps
 from lab.validator import ask_validator
 from lab.verdict import Verdict, verdict_of
@@ -81,6 +83,7 @@ class Run:
             machine={"slot": lease.slot, "lease_token": lease.token},
         )
         self._machine: Machine | None = None
+        self._candidates_steps: Steps | None = None
         self._collector: Collector | None = None
 
     def __enter__(self) -> Self:
@@ -92,6 +95,8 @@ class Run:
             self.say(f"Putting {self._lease.slot} into the state of image {self.image.name}")
             self._machine = self.lab.machine(self._lease, self.image, self.folder)
             self.record.machine["address"] = self._machine.address()
+            if self.candidate is not None:
+                self._make_steps()  # a secret that is missing is told before the boot
             self._collector = Collector(
                 self._machine, self.folder / "evidence", self._began, self.say
             )
@@ -108,11 +113,11 @@ class Run:
         trace: TracebackType | None,
     ) -> None:
         try:
-            if isinstance(error, KeyboardInterrupt) and self._evidence_waits():
-                self.say(
-                    "Interrupted. Collecting the evidence first; Ctrl-C again keeps the disk as is"
-                )
-                self.failed("before the interruption", error)
+            if self.evidence_waits():
+                if isinstance(error, KeyboardInterrupt):
+                    self.say("Interrupted. Its evidence first; Ctrl-C again keeps the disk as is")
+                crashed = f"{self.machine.name} crashed, and nothing had asked about it"
+                self.failed("before the end", error or LabError(crashed))
         finally:
             self._end(error)
 
@@ -194,8 +199,17 @@ class Run:
         return self.candidate
 
     def _steps(self) -> Steps:
-        secret = self.lab.config.secret
-        return Steps(self.machine, self.needs_candidate(), note=self.say, secret=secret)
+        return self._candidates_steps or self._make_steps()
+
+    def _make_steps(self) -> Steps:
+        """Once: it knows every secret that the guest's output must not show."""
+        self._candidates_steps = Steps(
+            self.machine,
+            self.needs_candidate(),
+            note=self.say,
+            secret=self.lab.config.secret,
+        )
+        return self._candidates_steps
 
     # What goes wrong
 
@@ -205,13 +219,20 @@ class Run:
         """Notes what an exception means; of a machine that went down, takes the evidence first.
 
         Evidence that cannot be brought to safety is an outcome beside that, and raises nothing.
-        before_the_candidate: whatever it is, it says nothing about the candidate.
+        before_the_candidate: whatever it is, it says nothing about the candidate. Ctrl-C meanwhile
+        is raised when all that is noted; a second one at once.
         """
+        interrupted = isinstance(error, KeyboardInterrupt)  # the next is the second
+        with nullcontext() if interrupted else first_interrupt_waits():
+            return self._failed(what, error, before_the_candidate)
+
+    def _failed(self, what: str, error: BaseException, before_the_candidate: bool) -> Outcome:
+        error = self._hang_behind(error)
         outcome, reason = outcome_of(error), str(error)
         crashed = self.machine.crash_signalled(self.machine.boot)
         trouble: EvidenceError | None = None
         try:
-            if self._evidence_waits() or isinstance(error, MachineDown | HungError):
+            if self.evidence_waits() or isinstance(error, MachineDown | HungError):
                 crash = self.take_evidence(error)
                 # An NMI that we sent makes a hung machine crash; it hung all the same.
                 crashed |= bool(crash and crash.bug_check) and not isinstance(error, HungError)
@@ -231,6 +252,18 @@ class Run:
                 f"evidence of boot {self.machine.boot}", trouble.outcome, str(trouble)
             )
         return outcome
+
+    def _hang_behind(self, error: BaseException) -> BaseException:
+        """A machine that is on and no longer answers hangs, whoever noticed and however."""
+        if not isinstance(error, AgentUnreachable | AgentSilent):
+            return error
+        machine = self.machine
+        try:
+            if machine.guest.answers() or not machine.is_on():
+                return error
+        except LabError as reason:  # it went down, or cannot be asked
+            return reason
+        return HungError(f"{machine.name} no longer answers: {error}")
 
     def note_outcome(self, what: str, outcome: Outcome, reason: str = "") -> None:
         """Adds an outcome to the record."""
@@ -262,7 +295,9 @@ class Run:
                 "crash": "It has stopped with a bug check",
             }[cause]
         )
-        crash = CrashRecord(boot=machine.boot, evidence=f"evidence/boot-{machine.boot}-{cause}")
+        crash = CrashRecord(
+            boot=machine.boot, evidence=f"evidence/boot-{machine.boot}-{cause}", cause=cause
+        )
         self.record.crashes.append(crash)
         try:
             self._triage(self._collector.collect(cause), crash)
@@ -277,12 +312,16 @@ class Run:
         """Whether this boot's evidence was collected, or that was tried."""
         return any(one.boot == self.machine.boot for one in self.record.crashes)
 
-    def _evidence_waits(self) -> bool:
+    def evidence_waits(self) -> bool:
         """Whether something crashed and nobody tried to collect its evidence yet."""
         return self.machine.unsealed_boot is not None and not self._evidence_is_taken()
 
     def _triage(self, evidence: Evidence, crash: CrashRecord) -> None:
-        """Fills in what the dump says."""
+        """Fills in what the dump says; a bug check that only it or the console told is noted."""
+        told = evidence.dump is not None or evidence.stop_code_on_console is not None
+        if told and evidence.cause != "hang" and not self.machine.crash_signalled(evidence.boot):
+            source = "console" if evidence.dump is None else "dump"
+            self.machine.signals.add(SignalKind.BUG_CHECK, source, "found when it had gone down")
         if evidence.dump is None:
             crash.summary = f"{evidence.cause} without a dump: {evidence.no_dump}"
             if evidence.stop_code_on_console is not None:
@@ -302,11 +341,14 @@ class Run:
         (evidence.folder / "report.txt").write_text(report.to_text(), encoding="utf-8")
         crash.bug_check = f"0x{report.bug_check.code:X}"
         crash.parameters = [f"0x{one.value:X}" for one in report.bug_check.parameters]
-        crash.culprit = _in_words(report.culprit)
+        crash.culprit, crash.confidence = _in_words(report.culprit), report.culprit.confidence
         crash.bucket, crash.family = report.bucket.id, report.bucket.family
+        after = "made to dump from outside: " if evidence.cause == "hang" else ""
+        guess = f" (a guess: {report.culprit.reason})" if crash.confidence == "low" else ""
         crash.summary = (
-            f"bug check {crash.bug_check} {report.bug_check.name}: "
-            f"{crash.culprit or f'no culprit ({report.culprit.reason})'}; bucket {crash.bucket}"
+            f"{after}bug check {crash.bug_check} {report.bug_check.name}: "
+            f"{crash.culprit or f'no culprit ({report.culprit.reason})'}{guess};"
+            f" bucket {crash.bucket}"
         )
         self.say(crash.summary)
 
@@ -337,10 +379,12 @@ class Run:
                 self.say("It has come back healthy: its agent answers")
                 return True
             except (MachineDown, HungError) as error:
-                self.take_evidence(error)
+                with first_interrupt_waits():
+                    self.take_evidence(error)
                 hung = isinstance(error, HungError)
-            row = 0 if hung else crashes_in_a_row(machine.signals)
-            if row and is_boot_loop(machine.signals, machine.contract):
+            ours = {one.boot for one in self.record.crashes if one.cause == "hang"}
+            row = 0 if hung else crashes_in_a_row(machine.signals, besides=ours)
+            if is_boot_loop(machine.signals, machine.contract, besides=ours):
                 reason = f"{row} boots in a row crashed, the last before its agent answered"
                 self.say(f"A boot loop: {reason}")
                 self.note_outcome("recovery", Outcome.BOOT_LOOPING, reason)
@@ -390,6 +434,8 @@ class Run:
         try:
             if self._machine is not None:
                 record.clock_settings = self._machine.clock_settings
+                if (offset := self._machine.clock_offset) is not None:
+                    record.clock_offset_seconds = offset.total_seconds()
                 self._machine.dispose(keep_disk=False)
         except LabError as left:
             record.outcomes.append(

@@ -11,6 +11,7 @@ from lab.backend import OVERLAY, Image
 from lab.images import locked
 from lab.lab import Lab
 from lab.leases import Lease
+from lab.outcome import InfrastructureError, LabError
 
 MEMORY = "memory.sav"
 
@@ -35,6 +36,11 @@ def with_memory(lab: Lab, lease: Lease, image: Image, say: Callable[[str], None]
                 machine.start()
                 machine.wait_for_agent()
                 machine.save_memory(making / MEMORY)
+            except LabError as error:
+                raise InfrastructureError(
+                    f"image {image.name} cannot be saved with its memory: {error}; its disk is in"
+                    f" {making}"
+                ) from error
             finally:
                 machine.dispose(keep_disk=True)
             making.rename(folder)

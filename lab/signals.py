@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TypeVar
 
-from lab.outcome import LabError, Outcome
+from lab.outcome import HungError, LabError, Outcome
 
 T = TypeVar("T")
 POLL_SECONDS = 0.02
@@ -64,10 +64,12 @@ class Signal:
     detail: str = ""
 
 
-class DeadlineError(LabError):
+class DeadlineError(HungError):
     """What was waited for did not happen in time."""
 
-    outcome = Outcome.HUNG
+
+class StaleHandleError(LabError):
+    """A handle on a boot that ended as announced was used in the next one."""
 
 
 class MachineDown(LabError):  # noqa: N818 - a state of the machine, not an error of the lab
@@ -103,7 +105,8 @@ class SignalLog:
         self._changed = threading.Condition()
         self._signals: list[Signal] = []
         self._boot = 0
-        self._announced = False
+        self._announced: set[int] = set()
+        """Boots whose end is expected."""
 
     @property
     def boot(self) -> int:
@@ -116,7 +119,6 @@ class SignalLog:
         with self._changed:
             if kind in {SignalKind.POWER_ON, SignalKind.RESTORED}:
                 self._boot += 1
-                self._announced = False
             signal = Signal(kind, self._boot, datetime.now(UTC), time.monotonic(), source, detail)
             self._signals.append(signal)
             self._changed.notify_all()
@@ -146,13 +148,18 @@ class SignalLog:
         expected=False takes that back, where something might have restarted and did not.
         """
         with self._changed:
-            self._announced = expected
+            self._announced.discard(self._boot)
+            if expected:
+                self._announced.add(self._boot)
 
     def raise_if_down(self, boot: int) -> None:
-        """Raises MachineCrashed, MachineRestarted or MachineLost if `boot` has ended or crashed."""
+        """Raises MachineCrashed, MachineRestarted or MachineLost if `boot` has ended or crashed.
+
+        StaleHandleError where it ended as announced and another boot has begun.
+        """
         with self._changed:
             down = [s for s in self._signals if s.boot == boot and s.kind in DOWN_KINDS]
-            announced = self._announced and boot == self._boot
+            announced, current = boot in self._announced, self._boot
         for signal in sorted(down, key=lambda s: s.kind not in CRASH_KINDS):
             if signal.kind in CRASH_KINDS:
                 raise MachineCrashed(f"boot {boot} crashed: {signal.detail}", signal)
@@ -163,6 +170,11 @@ class SignalLog:
                     f"boot {boot} ended ({signal.kind}: {signal.detail}), and nobody announced it",
                     signal,
                 )
+        if announced and boot < current:
+            raise StaleHandleError(
+                f"this belongs to boot {boot}, and the machine is in boot {current}; take"
+                " machine.guest anew after a restart"
+            )
 
     def wait(
         self,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import PureWindowsPath
 
@@ -63,8 +64,8 @@ class Steps:
         self._machine = machine
         self._candidate = candidate
         self._note = note
-        self._secret = secret
-        self._secrets: dict[str, str] = {}
+        # All of them from the start: output may repeat what an earlier step was given.
+        self._secrets = {name: secret(name).get_secret_value() for name in candidate.secrets}
 
     def install(self) -> list[CommandResult]:
         """Copies the candidate's files and runs its install steps.
@@ -109,7 +110,7 @@ class Steps:
         rules = self._content_rules()
         folder = PureWindowsPath(rules.folder)
         for file in content.files:
-            self._write(str(folder / file.name), file.path.read_bytes(), file.name)
+            self._write(str(folder / file.name), file.read(), file.name)
         if (activation or rules.activation) == "next-boot":
             self.restart(f"to take in {content.name}")
         self.settle(content.name)
@@ -202,6 +203,8 @@ class Steps:
         if restarts_itself:
             self._machine.signals.announce_restart()
         result = self._run(label, step)
+        if restarts_itself and result.state == "unknown":
+            self._wait_until_down()
         went_down = bool(self._machine.signals.of(*DOWN_KINDS, boot=self._machine.boot))
         if restarts_itself and (went_down or result.exit_code == REBOOT_INITIATED):
             self._note(f"{label} restarts the machine")
@@ -215,6 +218,16 @@ class Steps:
             self.restart(f"after {label}")
         return result
 
+    def _wait_until_down(self) -> None:
+        """A Windows that shuts down ends its agent long before it is off."""
+        signals, boot = self._machine.signals, self._machine.boot
+        with suppress(DeadlineError):
+            signals.wait(
+                f"{self._machine.name} to restart",
+                lambda: signals.of(*DOWN_KINDS, boot=boot),
+                self._machine.contract.deadlines.shutdown,
+            )
+
     def _probe(self, probe: Probe) -> CommandResult:
         label = f"probe {probe.name!r}"
         result = self._run(label, probe, quiet=True)
@@ -225,8 +238,6 @@ class Steps:
 
     def _run(self, label: str, step: Step | Probe, *, quiet: bool = False) -> CommandResult:
         """Runs a program once; the result shows secrets by their names only."""
-        for name in SECRET.findall(" ".join(step.run)):
-            self._secrets[name] = self._secret(name).get_secret_value()
         program, *arguments = (
             SECRET.sub(lambda found: self._secrets[found[1]], argument) for argument in step.run
         )

@@ -7,6 +7,11 @@ from dataclasses import dataclass
 
 from lab.candidate import Candidate, ContentSet
 
+SECONDS = 300.0
+"""For one file, on this host."""
+SHELLS_OWN = {126, 127}
+"""Exit codes that env and shells use for a program they cannot start."""
+
 
 @dataclass(frozen=True)
 class Opinion:
@@ -31,14 +36,25 @@ def ask_validator(candidate: Candidate, content: ContentSet) -> list[Opinion]:
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
+                errors="replace",
+                timeout=SECONDS,
             )
         except OSError as error:
-            words = f"Its validator cannot be started: {' '.join(command)}: {error.strerror}"
-            said.append(Opinion(refuses=False, words=words))
+            said.append(_unasked(command, str(error.strerror)))
+            continue
+        except subprocess.TimeoutExpired:
+            said.append(_unasked(command, f"no answer within {SECONDS:g} s"))
             continue
         lines = (done.stdout + done.stderr).strip().splitlines()
         because = f": {lines[-1]}" if lines else ""
+        if done.returncode < 0 or done.returncode in SHELLS_OWN:
+            said.append(_unasked(command, f"it ended with {done.returncode}{because}"))
+            continue
         refuses = done.returncode != 0
         verb = f"refuses ({done.returncode})" if refuses else "accepts"
         said.append(Opinion(refuses, f"Its validator {verb} {file.name}{because}"))
     return said
+
+
+def _unasked(command: list[str], why: str) -> Opinion:
+    return Opinion(refuses=False, words=f"Its validator tells nothing: {' '.join(command)}: {why}")

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from images.contract import Contract
 from lab.outcome import SEVERITY, LabError, Outcome
 from lab.signals import SignalKind, SignalLog
 
 
-def crashes_in_a_row(signals: SignalLog) -> int:
-    """How many boots crashed one after the other, up to the current one."""
-    crashed = {signal.boot for signal in signals.crashes()}
+def crashes_in_a_row(signals: SignalLog, *, besides: Collection[int] = ()) -> int:
+    """How many boots crashed one after the other, up to the current one.
+
+    besides: boots whose crash the lab made, of a machine that hung.
+    """
+    crashed = {signal.boot for signal in signals.crashes()}.difference(besides)
     boot = signals.boot
     while boot in crashed:
         boot -= 1
     return signals.boot - boot
 
 
-def is_boot_loop(signals: SignalLog, contract: Contract) -> bool:
+def is_boot_loop(signals: SignalLog, contract: Contract, *, besides: Collection[int] = ()) -> bool:
     """Whether the last boots crashed in a row, the current one before its agent answered.
 
     How many make a loop is the contract's (boot.loop_after_crashes). A boot that did not crash,
@@ -28,7 +31,7 @@ def is_boot_loop(signals: SignalLog, contract: Contract) -> bool:
     agent = signals.of(SignalKind.AGENT_UP, boot=signals.boot)
     if not crashes or (agent and agent[0].monotonic < crashes[0].monotonic):
         return False
-    return crashes_in_a_row(signals) >= contract.boot.loop_after_crashes
+    return crashes_in_a_row(signals, besides=besides) >= contract.boot.loop_after_crashes
 
 
 def outcome_of(error: BaseException) -> Outcome:

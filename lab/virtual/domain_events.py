@@ -104,7 +104,7 @@ class DomainEvents:
         }:
             kind, said = SignalKind.LOST, "QEMU ended by itself; see libvirt's log of the domain"
         else:
-            kind, said = SignalKind.POWER_OFF, "somebody else switched it off"
+            kind, said = SignalKind.LOST, "somebody else switched it off"
         self._signals.add(kind, SOURCE, said)
         self.off.set()
 
@@ -133,6 +133,9 @@ class DomainEvents:
             reason = str(details.get("reason", ""))
             if reason.startswith("guest-") and not self._ended_by:
                 self._ended_by = reason
+        elif event == "BLOCK_IO_ERROR":
+            reason = details.get("reason") or "an error of the host's disk"
+            self._signals.add(SignalKind.LOST, QEMU, f"QEMU stopped it: {reason}")
         elif event == "RESET":
             self._reset(from_inside=bool(details.get("guest")))
 

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 from xml.sax.saxutils import escape, quoteattr
 
 from images.contract import Contract
+from lab.backend import Image
 
 METADATA_NAMESPACE = "urn:bugcheck-lab:domain"
 """Marks the lab's domains: <lab:machine xmlns:lab="..." run="RUN ID" slot="SLOT"/>."""
@@ -69,14 +70,14 @@ def disk_target(contract: Contract) -> str:
     return DISK_TARGETS[contract.hardware.disk_bus]
 
 
-def has_tpm(contract: Contract) -> bool:
-    """Whether the machine has a TPM 2.0; Windows wants one together with secure boot."""
-    return contract.hardware.firmware == "uefi-secure-boot"
+def has_tpm(image: Image) -> bool:
+    """Whether the machine has a TPM 2.0: the image's own, or a new one beside secure boot."""
+    return image.tpm is not None or image.contract.hardware.firmware == "uefi-secure-boot"
 
 
 def domain_xml(
     identity: DomainIdentity,
-    contract: Contract,
+    image: Image,
     files: DomainFiles,
     *,
     kvm: bool,
@@ -85,10 +86,12 @@ def domain_xml(
     """The whole domain.
 
     It has no network interface. COM1 is the console, COM2 the kernel debugger's. The disk's cache
-    is "writeback": what the guest flushed is in the overlay, and on the host's disk. libvirt must
-    not give the base to its own user, as it does with the disk. The clock runs in UTC: a Windows
-    image must have RealTimeIsUniversal set.
+    is "writeback": what the guest flushed is in the overlay, and on the host's disk. An error of
+    the host's disk stops the machine and is told, so that nobody takes it for a hang. libvirt must
+    not give the base to its own user, as it does with the disk. The clock runs in UTC: a Windows image
+    must have RealTimeIsUniversal set.
     """
+    contract = image.contract
     hardware = contract.hardware
     bus = hardware.disk_bus
     return f"""<domain type='{"kvm" if kvm else "qemu"}'>
@@ -107,7 +110,8 @@ def domain_xml(
   <on_crash>preserve</on_crash>
   <devices>
     <disk type='file' device='disk'>
-      <driver name='qemu' type='qcow2' cache='writeback'/>
+      <driver name='qemu' type='qcow2' cache='writeback'
+        error_policy='stop' rerror_policy='stop'/>
       <source file={quoteattr(str(files.disk))}/>
       {_backing(files)}
       <target dev='{disk_target(contract)}' bus='{bus}'/>
@@ -122,7 +126,7 @@ def domain_xml(
     <serial type='pty'><target port='1'/></serial>
     <input type='keyboard' bus='ps2'/>
     <video><model type='vga' vram='16384' heads='1'/></video>
-    {_tpm(contract)}
+    {_tpm(image)}
     <memballoon model='none'/>
     {_panic(contract)}
   </devices>
@@ -185,8 +189,8 @@ def _timers(kvm: bool) -> str:
     return "<timer name='hypervclock' present='yes'/>" if kvm else ""
 
 
-def _tpm(contract: Contract) -> str:
-    if not has_tpm(contract):
+def _tpm(image: Image) -> str:
+    if not has_tpm(image):
         return ""
     return (
         "<tpm model='tpm-crb'><backend type='emulator' version='2.0' persistent_state='yes'/></tpm>"

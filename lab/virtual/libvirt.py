@@ -184,7 +184,7 @@ class LibvirtBackend(Backend):
                     domain.create(
                         domain_xml.domain_xml(
                             files.identity,
-                            files.image.contract,
+                            files.image,
                             files.domain,
                             kvm=kvm,
                             hold_restart=hold_restart,

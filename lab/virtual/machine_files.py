@@ -59,7 +59,7 @@ class MachineFiles:
             if self.image.nvram:
                 shutil.copyfile(self.image.nvram, self.domain.nvram)
                 made.append(self.domain.nvram)
-            if has_tpm(self.image.contract):
+            if has_tpm(self.image):
                 self._make_tpm()
                 made.append(self.tpm)
             if account:

@@ -288,7 +288,7 @@ def go_through(cycles: list[Cycle], folder: Path) -> None:
             machine.edit(cycle.edits())
             first_boot = machine.boot + 1
             run_until(machine, cycle)
-            machine.power_off()
+            machine.cut_power()
             evidence = collector.collect("power-cut")
             on_disk = dumps_on_disk(machine, folder)
             pulled = check_pulled(cycle, evidence, on_disk, safe)

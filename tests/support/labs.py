@@ -92,8 +92,7 @@ class TestLab:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=COMMAND_DEADLINE,
-            **options,
+            **{"timeout": COMMAND_DEADLINE, **options},
         )
         if exit_code is not None:
             assert done.returncode == exit_code, f"{done.stdout}\n{done.stderr}"

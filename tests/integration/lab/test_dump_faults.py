@@ -100,9 +100,9 @@ def test_dumps_that_are_off_stop_the_machine(folder: Path) -> None:
     )
     evidence = crash(lab)
     assert "dumps are set to 'none'" in evidence["no_dump"]
-    assert [
-        rung["result"] for rung in evidence["rungs"] if rung["name"] == "power off"
-    ] == ["power cut"]
+    assert [rung["result"] for rung in evidence["rungs"] if rung["name"] == "power off"] == [
+        "power cut"
+    ]
     assert (lab.runs[-1] / "evidence" / evidence["folder"] / "screen.png").exists()
     assert lab.record().crashes[0].bug_check == "0x80"
 
@@ -178,7 +178,7 @@ def test_a_free_running_loop_counts_the_dumps_it_overwrote(folder: Path) -> None
         machine = run.machine
         machine.start(hold_restart=False)
         machine.signals.wait("three crashes", lambda: len(machine.signals.crashes()) >= 3, 60)
-        machine.power_off()
+        machine.cut_power()
         evidence = Collector(
             machine, run.folder / "evidence", datetime.fromisoformat(run.record.began), run.say
         ).collect("power-cut")
@@ -203,7 +203,7 @@ def test_power_cut_while_the_dump_is_copied(folder: Path) -> None:
         wait_for(
             "a part of the copy", lambda: machine.disk_bytes_written() > before + SLOW_DISK, 60
         )
-        machine.power_off()
+        machine.cut_power()
         evidence = Collector(
             machine, run.folder / "evidence", datetime.fromisoformat(run.record.began), run.say
         ).collect("power-cut")

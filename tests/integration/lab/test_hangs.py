@@ -26,7 +26,7 @@ from tests.support.sensor import content_files, sensor_driver
 from tests.support.waiting import wait_for
 
 SHORT = [
-    ("boot_to_agent = 60", "boot_to_agent = 10"),
+    ("boot_to_agent = 60", "boot_to_agent = 8"),
     ("agent_reply = 20", "agent_reply = 3"),
     ("dump_writing = 120", "dump_writing = 20"),
 ]
@@ -97,7 +97,7 @@ def test_an_agent_that_never_answers(folder: Path, sensor_file: Path) -> None:
         files={BOOT_STATUS_PATH: boot_status(limit, failed_boots=limit)},
     )
     done = lab.run(sensor_file, "benign", exit_code=Verdict.INCONCLUSIVE.exit_code)
-    assert re.search("no answer from the agent within 10 s of boot 1", done.stdout)
+    assert re.search("no answer from the agent within 8 s of boot 1", done.stdout)
     record = lab.record()
     (outcome,) = record.outcomes
     assert (outcome.what, outcome.outcome) == ("boot", Outcome.INFRASTRUCTURE)

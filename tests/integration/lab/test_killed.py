@@ -89,7 +89,7 @@ def test_an_interrupted_run_ends_in_order(
     with killer_run.start() as run:
         run.wait_for(STEPS[step])
         run.signal(number)
-        assert run.end() == INTERRUPTED
+        assert run.end() == INTERRUPTED, run.output
         assert "interrupted" in run.output
         assert "Traceback" not in run.output
     assert machines_of(made.folder) == []
@@ -102,13 +102,29 @@ def test_an_interrupted_run_ends_in_order(
     assert record.outcomes[-1].reason == "interrupted"
     crashed = step in (*AFTER_THE_CRASH, "recovery", "edited")
     assert record.verdict == ("hold" if crashed else "inconclusive")
-    if step in AFTER_THE_CRASH:
-        # It came while evidence was collected: the disk is kept, and can be read now.
-        (file,) = folder.glob("evidence/*/evidence.json")
-        if json.loads(file.read_text())["kept_disk"]:
-            assert "saved " in made.lab("salvage", folder.name, exit_code=0).stdout
-    else:
-        assert left_in(folder) == []
+    if step in AFTER_THE_CRASH:  # the evidence was finished first
+        assert list(folder.glob("evidence/*/*.dmp")), run.output
+    assert left_in(folder) == []
+    assert "Nothing to clean" in made.lab("clean", exit_code=0).stdout
+
+
+def test_a_second_interrupt_keeps_the_disk(killer_run: KillerRun) -> None:
+    made = killer_run.lab_made
+    with killer_run.start() as run:
+        run.wait_for(STEPS["crash"])
+        run.signal(signal.SIGINT)
+        run.wait_for("again, and the disk is kept")
+        run.signal(signal.SIGINT)
+        assert run.end() == INTERRUPTED, run.output
+        assert "Traceback" not in run.output
+    assert machines_of(made.folder) == []
+    folder = made.run_of(run)
+    assert folder is not None
+    assert load_record(folder).verdict == "hold"
+    (file,) = folder.glob("evidence/*/evidence.json")
+    evidence = json.loads(file.read_text())
+    assert evidence["kept_disk"] or any(one["file"] for one in evidence["dumps"]), run.output
+    assert bool(left_in(folder)) == bool(evidence["kept_disk"])
     assert "Nothing to clean" in made.lab("clean", exit_code=0).stdout
 
 

@@ -11,7 +11,7 @@ import pytest
 from images.contract import Contract
 from images.test_kernel.build import MIB, build_image
 from lab.backend import AgentError
-from lab.signals import MachineCrashed, MachineRestarted, SignalKind
+from lab.signals import MachineCrashed, MachineRestarted, SignalKind, StaleHandleError
 from tests.integration.machine.conftest import Rig, RigFactory, behind
 from tests.support.sensor import SENSOR_PATH
 from tests.support.waiting import wait_for
@@ -168,5 +168,5 @@ def test_a_handle_belongs_to_its_boot(rig: Rig) -> None:
     rig.machine.start()
     rig.machine.wait_for_agent()
     assert rig.machine.guest.answers()
-    with pytest.raises(MachineRestarted):
+    with pytest.raises(StaleHandleError, match="boot 1, and the machine is in boot 2"):
         old.answers()

@@ -303,9 +303,7 @@ run = ['{REG}', "query", '{key}', "/v", "${{secret:TOKEN}}"]"""
     )
     notes: list[str] = []
     with pytest.raises(LabError, match="uses secret 'TOKEN', and nobody"):
-        Steps(rig.machine, candidate, note=notes.append).install()
-    uninstalled = rig.machine.guest.run(SC, ["delete", "sensor"])
-    assert uninstalled.exit_code == 0
+        Steps(rig.machine, candidate, note=notes.append)
     asked: list[str] = []
 
     def secret(name: str) -> SecretStr:
@@ -314,7 +312,7 @@ run = ['{REG}', "query", '{key}', "/v", "${{secret:TOKEN}}"]"""
 
     with pytest.raises(StepFailed) as error:  # no value has the secret's name
         Steps(rig.machine, candidate, note=notes.append, secret=secret).install()
-    assert asked == ["TOKEN", "TOKEN"]
+    assert asked == ["TOKEN"]
     shown = rig.machine.guest.run(REG, ["query", key, "/v", "Token"]).output
     assert f"x{value}" in shown
     # A step that says what another was given is masked, too.

@@ -95,7 +95,7 @@ def test_remove_takes_one_run_and_nothing_else(slot_of: SlotFactory, factory: Fa
     dead.boot()
     (what,) = factory.remove(dead.run_id)
     assert dead.run_id in what
-    off = dead.heard(SignalKind.POWER_OFF, 1)
+    off = dead.heard(SignalKind.LOST, 1)
     assert off.detail == "somebody else switched it off"
     assert mine.backend.is_on()
     assert dead.backend.disk_overlay().exists()
