@@ -88,8 +88,8 @@ def domain_xml(
     It has no network interface. COM1 is the console, COM2 the kernel debugger's. The disk's cache
     is "writeback": what the guest flushed is in the overlay, and on the host's disk. An error of
     the host's disk stops the machine and is told, so that nobody takes it for a hang. libvirt must
-    not give the base to its own user, as it does with the disk. The clock runs in UTC: a Windows image
-    must have RealTimeIsUniversal set.
+    not give the base to its own user, as it does with the disk. The clock runs in UTC: a Windows
+    image must have RealTimeIsUniversal set.
     """
     contract = image.contract
     hardware = contract.hardware
