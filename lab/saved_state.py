@@ -6,6 +6,7 @@ import hashlib
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 
 from lab.backend import OVERLAY, Image
 from lab.images import locked
@@ -22,7 +23,10 @@ def with_memory(lab: Lab, lease: Lease, image: Image, say: Callable[[str], None]
     Made once, on the leased machine, and kept in the store until image or contract change.
     """
     identity = lab.images.identity(image)
-    made_of = "".join(f"{part}{entry['sha256']}" for part, entry in sorted(identity.items()))
+    # Another version of the lab may describe its machines otherwise.
+    made_of = version("bugcheck-lab") + "".join(
+        f"{part}{entry['sha256']}" for part, entry in sorted(identity.items())
+    )
     name = f"{image.name}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}-memory"
     folder = lab.config.store / "images" / name
     with locked(folder.with_suffix(".lock"), lambda: say(f"Waiting for another process: {name}")):

@@ -86,7 +86,7 @@ def _without(contract: str) -> str:
         ("machine", ["--image=abel"], r"there is no \[images.abel\]; did you mean .able.\?"),
         ("machine", ["--image=able", "--machine=lab-7"], "machine 'lab-7' is wanted.*known: vm"),
         ("machine", ["--image=able", "--candidate=no.toml"], "no.toml: cannot be read"),
-        ("machine", ["--image=able", "--content=nothing"], "nothing: expected a content file"),
+        ("machine", ["--image=able", "--content=nothing"], "--content needs a candidate"),
         ("sensor", ["--image=able"], "test_of_a_sensor: needs a candidate: --candidate="),
         ("nothing_has", ["--image=able"], "needs_what_nothing_has: needs 'warp-drive', which noth"),
         ("an_nmi", ["--image=unable"], "needs_an_nmi: needs crash-by-nmi, which image test-kernel"),
