@@ -257,9 +257,9 @@ class Collector:
             try:
                 now = machine.disk_bytes_written()
             except BackendError:
-                if went_off():  # in between
-                    return True
-                raise
+                if machine.signals.of(SignalKind.LOST, boot=evidence.boot):
+                    raise
+                return went_off()  # it is going off just now
             if now != written:
                 written, since = now, time.monotonic()
                 self._screenshot(evidence)

@@ -9,7 +9,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ import libvirt
 import libvirt_qemu
 
 from lab.backend import AgentSilent, AgentUnreachable, BackendError
+from lab.signals import DeadlineError, SignalLog
 from lab.virtual.agent_errors import agent_error
 from lab.virtual.domain_xml import DomainIdentity
 from lab.virtual.keys import key_codes
@@ -26,6 +27,9 @@ from lab.virtual.libvirt_connection import Connection, asking
 from lab.virtual.screen import as_png
 
 KEY_MILLISECONDS = 100
+BEING_REMOVED = "is already being removed"
+"""libvirt's words (src/conf/virdomainobjlist.c) in an error that has no code of its own."""
+REMOVAL_SECONDS = 30.0
 PEEK_BYTES = 65536
 """The most that libvirt reads of a guest's memory at once."""
 DUMP_FORMATS = {
@@ -71,12 +75,30 @@ class Domain:
         """Switches it on; it stands before its first instruction."""
         flags = libvirt.VIR_DOMAIN_START_PAUSED | libvirt.VIR_DOMAIN_START_AUTODESTROY
         with asking(f"start {self.address}"):
-            self._connection.open.createXML(xml, flags)
+            self._add(lambda: self._connection.open.createXML(xml, flags))
 
     def restore(self, saved: Path) -> None:
         """Loads saved memory; it stands where it was saved."""
+        paused = libvirt.VIR_DOMAIN_SAVE_PAUSED
         with asking(f"restore {self.address}"):
-            self._connection.open.restoreFlags(str(saved), None, libvirt.VIR_DOMAIN_SAVE_PAUSED)
+            self._add(lambda: self._connection.open.restoreFlags(str(saved), None, paused))
+
+    def _add(self, add: Callable[[], object]) -> None:
+        """Waits where libvirt, which said that the boot before has ended, has not forgotten it."""
+
+        def added() -> bool:
+            try:
+                add()
+            except libvirt.libvirtError as error:
+                if BEING_REMOVED in error.get_error_message():
+                    return False
+                raise
+            return True
+
+        try:
+            SignalLog().wait("libvirt to forget the boot before", added, REMOVAL_SECONDS)
+        except DeadlineError as error:
+            raise BackendError(f"{self.address}: {error}") from error
 
     def resume(self) -> None:
         """Lets it run."""

@@ -40,7 +40,8 @@ STEPS = {
 }
 """What a run prints when it gets there."""
 AFTER_THE_CRASH = ("crash", "dump")
-INTERRUPTED = 130
+INTERRUPTED = {130, -signal.SIGINT}
+"""A shell shows 130 for both. Python ends itself by the signal where that came in an exec()."""
 SECONDS_TO_END = 10.0
 """For everything to end with a killed controller."""
 A_WHOLE_RUN = 9.0
@@ -89,7 +90,7 @@ def test_an_interrupted_run_ends_in_order(
     with killer_run.start() as run:
         run.wait_for(STEPS[step])
         run.signal(number)
-        assert run.end() == INTERRUPTED, run.output
+        assert run.end() in INTERRUPTED, run.output
         assert "interrupted" in run.output
         assert "Traceback" not in run.output
     assert machines_of(made.folder) == []
@@ -115,7 +116,7 @@ def test_a_second_interrupt_keeps_the_disk(killer_run: KillerRun) -> None:
         run.signal(signal.SIGINT)
         run.wait_for("again, and the disk is kept")
         run.signal(signal.SIGINT)
-        assert run.end() == INTERRUPTED, run.output
+        assert run.end() in INTERRUPTED, run.output
         assert "Traceback" not in run.output
     assert machines_of(made.folder) == []
     folder = made.run_of(run)
