@@ -229,7 +229,7 @@ class Run:
     def _failed(self, what: str, error: BaseException, before_the_candidate: bool) -> Outcome:
         error = self._hang_behind(error)
         outcome, reason = outcome_of(error), str(error)
-        crashed = self.machine.crash_signalled(self.machine.boot)
+        crashed = self.machine.crash_signalled(self.machine.boot) and not self._evidence_is_taken()
         trouble: EvidenceError | None = None
         try:
             if self.evidence_waits() or isinstance(error, MachineDown | HungError):
