@@ -13,6 +13,7 @@ import pytest
 from images.test_kernel.registry import Settings
 from lab.outcome import Outcome
 from lab.verdict import Verdict
+from tests.integration.machine.conftest import patched_entry
 from tests.support.labs import (
     CONTENT,
     TestLab,
@@ -83,6 +84,7 @@ def in_lab(old: str, new: str) -> Callable[[Path, TestLab], None]:
 SENSOR_FILE = (built("a-o2") / "sensor.sys").read_bytes()
 PE = int.from_bytes(SENSOR_FILE[0x3C:0x40], "little")
 ARM64 = SENSOR_FILE[: PE + 4] + b"\x64\xaa" + SENSOR_FILE[PE + 6 :]
+WITHOUT_AN_IMPORT = SENSOR_FILE.replace(b"PsTerminateSystemThread\0", b"PsTerminateSystemTheatr\0")
 WRONGS = [
     Wrong("no PE", driver(b"MZ of no use"), r"driver\.image: .*is no PE"),
     Wrong("another machine", driver(ARM64), "is for another machine: ARM64"),
@@ -155,11 +157,18 @@ class Step:
     changes: Mapping[str, str]
     outcome: Outcome
     says: str
-    missing_import: bool = False
+    driver: bytes = SENSOR_FILE
 
 
 STEPS = [
-    Step("import", {}, Outcome.FAILED, "PsTerminateSystemTheatr", missing_import=True),
+    Step("import", {}, Outcome.FAILED, "PsTerminateSystemTheatr", WITHOUT_AN_IMPORT),
+    Step(
+        "hangs",
+        {START: rf'run = ["{SC}", "start", "sensor"]\nseconds = 1'},
+        Outcome.HUNG,
+        "install step 2 of 2 did not end within 1 s",
+        patched_entry(b"\xeb\xfe"),  # a jump to itself
+    ),
     Step(
         "fails",
         {START: rf'run = ["{SC}", "start", "nobody"]'},
@@ -184,10 +193,7 @@ STEPS = [
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
 def test_a_step_that_goes_wrong(step_lab: TestLab, tmp_path: Path, step: Step) -> None:
     candidate = make_candidate(tmp_path, shape="candidate-sc.toml", changes=step.changes)
-    if step.missing_import:
-        file = candidate.parent / "built/a-o2/sensor.sys"
-        data = SENSOR_FILE.replace(b"PsTerminateSystemThread\0", b"PsTerminateSystemTheatr\0")
-        file.write_bytes(data)
+    (candidate.parent / "built/a-o2/sensor.sys").write_bytes(step.driver)
     done = step_lab.run(candidate, exit_code=Verdict.HOLD.exit_code)
     assert re.search(step.says, done.stdout), done.stdout
     record = step_lab.record()
