@@ -411,12 +411,16 @@ class Run:
 
     def _check_space(self) -> None:
         needed = worst_case_dump_bytes(self.image.contract)
-        free = shutil.disk_usage(self.folder).free
+        # What other living runs may still need is not free; that they need as much is a guess.
+        living = [one for one in self.lab.leases.holdings() if one.alive]
+        others = sum(one.run_id != self._lease.run_id for one in living)
+        free = shutil.disk_usage(self.folder).free - others * needed
         if free < needed:
+            beside = f" beside what {others} other runs may need" if others else ""
             raise InfrastructureError(
-                f"{self.lab.config.store}: {free >> 20} MiB are free, and the dumps of one run of"
-                f" {self.image.name} can take {needed >> 20} MiB. Make room, or name another store"
-                f" in {self.lab.config.file}; nothing was started"
+                f"{self.lab.config.store}: {free >> 20} MiB are free{beside}, and the dumps of one"
+                f" run of {self.image.name} can take {needed >> 20} MiB. Make room, or name another"
+                f" store in {self.lab.config.file}; nothing was started"
             )
 
     def _end(self, error: BaseException | None) -> None:

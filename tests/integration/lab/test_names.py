@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from images.test_kernel.registry import Settings
@@ -41,3 +42,28 @@ def test_the_story_under_other_names(folder: Path) -> None:
     ]
     assert {crash.bucket for crash in record.crashes} == {record.crashes[0].bucket}
     assert str(record.crashes[0].culprit).startswith("sensor!MatchField")
+
+
+def test_an_image_that_breaks_its_contract_is_told(folder: Path) -> None:
+    lab = make_lab(
+        folder,
+        contract=[
+            ('id = "mswindows"', 'id = "debian"'),
+            ("staged_bytes = 83_886_080", "staged_bytes = 83_886_081"),
+        ],
+    )
+    with (folder / "contract.toml").open("a") as contract:
+        contract.write(
+            """
+[[requires]]
+name = "an editor"
+program = 'C:\\Windows\\System32\\reg.exe'
+arguments = ["query", 'HKLM\\SOFTWARE\\Editor']
+fix = "Install one."
+"""
+        )
+    said = lab.lab("image", "check", "guest", exit_code=1).stdout
+    assert "the agent says 'mswindows', os.id says 'debian'" in said
+    assert "has 83886080 bytes, dump.staged_bytes says 83886081" in said
+    assert re.search(r"an editor: .*ended with 1.*Install one\.", said, re.S)
+    assert "guest: 3 wrong" in said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image
 from lab.outcome import Outcome
 from tests.support.labs import (
     CONTENT,
+    LiveCommand,
     TestLab,
     lab_folder,
     machines_of,
@@ -98,6 +100,23 @@ def test_it_crashes_the_same_way_three_times(story: tuple[TestLab, str]) -> None
     lab, _ = story
     again = lab.lab("repro", lab.record().run_id, "-n", "3", exit_code=0)
     assert "3 of 3 went as run" in again.stdout
+
+
+def test_repro_keeps_the_machine_and_offers_com2(story: tuple[TestLab, str]) -> None:
+    lab, _ = story
+    with LiveCommand(lab.command("repro", lab.runs[0].name, "--keep")) as again:
+        again.wait_for(r"held until you press Enter")
+        port = re.search(r"kernel debugger \(COM2\): (\S+):(\d+)", again.output)
+        assert port, again.output
+        socket.create_connection((port[1], int(port[2])), 10).close()
+        assert len(machines_of(lab.folder)) == 1
+        assert "held: " in lab.lab("machines", exit_code=0).stdout
+        assert again.process.stdin is not None
+        again.process.stdin.write("\n")
+        again.process.stdin.flush()
+        assert again.end() == 0, again.output
+    assert "1 of 1 went as run" in again.output
+    assert machines_of(lab.folder) == []
 
 
 def test_nothing_is_left(story: tuple[TestLab, str]) -> None:
