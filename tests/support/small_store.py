@@ -42,7 +42,8 @@ class MountNamespace:
 
     def resize(self, folder: Path, mebibytes: int) -> None:
         """Gives a small folder another size, which takes no time whatever it holds."""
-        self.root("mount", "-o", f"remount,size={mebibytes}M", folder)
+        # With its source named, mount takes none of the old options: uid= would be another's here.
+        self.root("mount", "-t", "tmpfs", "-o", f"remount,size={mebibytes}M", "small", folder)
 
     def hide(self, program: str) -> None:
         """Makes a program one that cannot be started."""

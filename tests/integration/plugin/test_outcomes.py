@@ -88,8 +88,9 @@ def _check_allure(folder: Path) -> None:
     assert named.keys() == ENDS.keys()
     crashed = named["test_bad_content"]
     attached = {one["name"]: folder / one["source"] for one in crashed["attachments"]}
-    assert attached.keys() >= ATTACHED
-    assert attached["screen.png"].read_bytes().startswith(b"\x89PNG")
+    assert attached.keys() >= ATTACHED - {"screen.png"}
+    if "screen.png" in attached:  # its reset may be quicker than the screenshot
+        assert attached["screen.png"].read_bytes().startswith(b"\x89PNG")
     assert json.loads(attached["report.json"].read_text())["bug_check"]["code"] == 0x50
     steps = [step["name"] for step in crashed["steps"]]
     assert any("New content: killer" in step for step in steps), steps

@@ -68,7 +68,8 @@ def ntfs_volume(path: Path, *, megabytes: int = 16, script: str = "") -> Path:
     if script:
         mount = path.with_suffix(".mount")
         mount.mkdir()
-        user = ["--user", "--map-root-user"] if os.geteuid() else []
+        # Not --map-root-user: ntfs-3g would then try to drop privileges that it does not have.
+        user = ["--user", "--map-current-user", "--keep-caps"] if os.geteuid() else []
         filled = subprocess.run(
             ["unshare", "--mount", "--pid", "--fork", "--kill-child", *user,
              sys.executable, "-I", "-c", _FILL, str(path), str(mount), script],
