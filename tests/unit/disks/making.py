@@ -24,8 +24,9 @@ BASIC_DATA = uuid.UUID("ebd0a0a2-b9e5-4433-87c0-68b6b72699c7")
 _FILL = """
 import ctypes, os, subprocess, sys
 volume, mount, script = sys.argv[1:]
-subprocess.run(["ntfs-3g", "-o", "norecover,compression,streams_interface=xattr", volume, mount],
-               check=True)
+options = "norecover,compression,streams_interface=xattr"
+options += f",uid={os.getuid()},gid={os.getgid()},umask=0"  # all of it is ours
+subprocess.run(["ntfs-3g", "-o", options, volume, mount], check=True)
 os.chdir(mount)
 exec(script)
 os.chdir("/")
