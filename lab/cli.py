@@ -40,8 +40,11 @@ class Teller:
         self._began = time.monotonic()
 
     def __call__(self, text: str) -> None:
-        """One line."""
-        print(f"[{time.monotonic() - self._began:6.1f} s] {text}", flush=True)
+        """One line; what a program said besides stands below it."""
+        first, *others = [line for line in text.splitlines() if line.strip()] or [""]
+        print(f"[{time.monotonic() - self._began:6.1f} s] {first}", flush=True)
+        for line in others:
+            print(f"{'':11}{line}", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
