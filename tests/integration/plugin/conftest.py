@@ -59,7 +59,9 @@ class Suite:
     def start(self, command: list[str], **how: Any) -> subprocess.Popen[str]:
         """Starts pytest as a person would, whatever the pytest around it was told."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
-        return subprocess.Popen(command, cwd=self.folder, env=environment, text=True, **how)
+        # The pytest around it may run in the background of a shell, where SIGINT is ignored.
+        heard = ["env", "--default-signal=INT", *command]
+        return subprocess.Popen(heard, cwd=self.folder, env=environment, text=True, **how)
 
     def run(
         self, *names: str, options: tuple[str, ...] = (), candidate: Path | None = None

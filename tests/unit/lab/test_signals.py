@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -154,6 +155,15 @@ def interrupted(times: int, done: list[str]) -> None:
         done.append("finished")
 
 
+@pytest.fixture
+def hears_ctrl_c() -> Iterator[None]:
+    """As in a terminal: started in the background of a shell, pytest ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("hears_ctrl_c")
 @pytest.mark.parametrize(("times", "finishes"), [(1, ["finished"]), (2, [])])
 def test_the_first_interrupt_waits_for_the_end_and_the_second_does_not(
     times: int, finishes: list[str]
