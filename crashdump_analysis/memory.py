@@ -1,12 +1,13 @@
-"""Virtual memory of an x64 machine, through its own page tables.
+"""Virtual memory of a crashed machine, whatever kind of dump it comes out of.
 
-Four levels of 512 entries, with pages of 4 KiB, 2 MiB and 1 GiB (AMD64 Architecture Programmer's
-Manual, volume 2, 5.3). A page that Windows keeps in transition counts as absent: the layout of
-such an entry is not documented.
+PagedMemory reads an x64 machine's own page tables: four levels of 512 entries, with pages of 4 KiB,
+2 MiB and 1 GiB (AMD64 Architecture Programmer's Manual, volume 2, 5.3). A page that Windows keeps
+in transition counts as absent: the layout of such an entry is not documented.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Final, Protocol
 
 from crashdump_analysis.addresses import PAGE_SIZE, PhysicalAddress, VirtualAddress
@@ -23,7 +24,36 @@ class PhysicalMemory(Protocol):
         """`size` bytes that lie within one page; None where they are not there."""
 
 
-class Memory:
+class Memory(ABC):
+    """Virtual memory at one moment; hostile input, of which any byte may be missing."""
+
+    @abstractmethod
+    def read_some(self, address: int, size: int) -> bytes:
+        """As many of `size` bytes as there are before the first missing one."""
+
+    def read(self, address: int, size: int) -> bytes | None:
+        """`size` bytes of virtual memory; None where any of them is not there."""
+        found = self.read_some(address, size)
+        return found if len(found) == size else None
+
+    def u16(self, address: int) -> int | None:
+        """A 16-bit number, or None."""
+        return self._number(address, 2)
+
+    def u32(self, address: int) -> int | None:
+        """A 32-bit number, or None."""
+        return self._number(address, 4)
+
+    def u64(self, address: int) -> int | None:
+        """A 64-bit number, or None."""
+        return self._number(address, 8)
+
+    def _number(self, address: int, size: int) -> int | None:
+        data = self.read(address, size)
+        return None if data is None else int.from_bytes(data, "little")
+
+
+class PagedMemory(Memory):
     """Virtual memory as one set of page tables shows it, at one moment: what was read is kept.
 
     directory_table_base: CR3 of the address space.
@@ -54,11 +84,6 @@ class Memory:
             table = PhysicalAddress(entry & _ADDRESS)
         raise AssertionError("the last level returns")
 
-    def read(self, address: int, size: int) -> bytes | None:
-        """`size` bytes of virtual memory; None where any of them is not there."""
-        found = self.read_some(address, size)
-        return found if len(found) == size else None
-
     def read_some(self, address: int, size: int) -> bytes:
         """As many of `size` bytes as there are before the first missing page."""
         offset = address % PAGE_SIZE
@@ -74,22 +99,6 @@ class Memory:
                 break
             out += page[: size - len(out)]
         return bytes(out)
-
-    def u16(self, address: int) -> int | None:
-        """A 16-bit number, or None."""
-        return self._number(address, 2)
-
-    def u32(self, address: int) -> int | None:
-        """A 32-bit number, or None."""
-        return self._number(address, 4)
-
-    def u64(self, address: int) -> int | None:
-        """A 64-bit number, or None."""
-        return self._number(address, 8)
-
-    def _number(self, address: int, size: int) -> int | None:
-        data = self.read(address, size)
-        return None if data is None else int.from_bytes(data, "little")
 
     def _page(self, address: int) -> bytes | None:
         if address in self._pages:

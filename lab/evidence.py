@@ -356,6 +356,13 @@ class Collector:
             staged_in=machine.contract.dump.staged_in,
             tolerance=CLOCK_TOLERANCE * machine.contract.deadlines.slowdown,
         )
+        if any(one.boot == evidence.boot for one in evidence.missing):
+            # Times alone said so, and what was moved aside was so before this boot's bug check.
+            for one in evidence.dumps:
+                aside = one.path not in (HYPERVISOR, machine.contract.dump.staged_in)
+                if aside and one.status == DumpStatus.THIS_BOOT:
+                    one.status = DumpStatus.EARLIER
+                    one.detail += ", but this boot's own dump was not finished"
         if evidence.dump is not None:  # matched by more than time
             evidence.missing = [one for one in evidence.missing if one.boot != evidence.boot]
         evidence.overwritten = sum(one.written_over_by is not None for one in evidence.missing)

@@ -25,7 +25,7 @@ from crashdump_analysis.image_identity import (
     is_patched_by_windows,
     loaded_image,
 )
-from crashdump_analysis.memory import Memory
+from crashdump_analysis.memory import Memory, PagedMemory
 from crashdump_analysis.modules import Module, loaded_modules
 from lab.backend import BackendError
 from lab.candidate import Candidate, ContentSet, sha256
@@ -153,7 +153,8 @@ def _kernel_memory(machine: Machine) -> Iterator[_Kernel]:
     """
     roots = _roots.get(machine)
     if roots and roots.boot == machine.boot and "memory-read" in machine.features:
-        yield _kernel(Memory(_LiveMemory(machine), roots.directory_table_base), roots.module_list)
+        memory = PagedMemory(_LiveMemory(machine), roots.directory_table_base)
+        yield _kernel(memory, roots.module_list)
         return
     file = machine.folder / "identity.dmp"
     file.unlink(missing_ok=True)
@@ -166,8 +167,7 @@ def _kernel_memory(machine: Machine) -> Iterator[_Kernel]:
                 boot, header.directory_table_base, header.ps_loaded_module_list
             )
             machine.measure_clock(machine.guest)  # it stood still meanwhile
-            memory = Memory(dump.pages, header.directory_table_base)
-            yield _kernel(memory, header.ps_loaded_module_list)
+            yield _kernel(dump.memory, header.ps_loaded_module_list)
     except DumpError as error:
         raise InfrastructureError(
             f"the hypervisor's dump of {machine.name} cannot be read, so nobody knows what runs:"

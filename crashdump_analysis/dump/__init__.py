@@ -25,7 +25,7 @@ from crashdump_analysis.dump.header import (
     read_header,
 )
 from crashdump_analysis.errors import DumpError
-from crashdump_analysis.memory import PhysicalMemory
+from crashdump_analysis.memory import Memory, PagedMemory, PhysicalMemory
 
 _CONTEXT_SIZE = 0x4D0  # of an x64 CONTEXT
 
@@ -41,12 +41,16 @@ FORMATS: Final = (FullDump, BitmapDump)
 
 @dataclass(frozen=True)
 class Dump:
-    """An open dump. `size` is the file's in bytes; `context` the header's x64 CONTEXT record."""
+    """An open dump. `size` is the file's in bytes; `context` the header's x64 CONTEXT record.
+
+    memory: virtual memory as the crashed processor saw it. pages: physical memory.
+    """
 
     path: Path
     size: int
     header: DumpHeader
     context: bytes
+    memory: Memory
     pages: Pages
 
 
@@ -68,7 +72,9 @@ def open_dump(path: str | os.PathLike[str]) -> Iterator[Dump]:
         for known in FORMATS:
             if header.dump_type in known.TYPES:
                 context = data[CONTEXT_OFFSET : CONTEXT_OFFSET + _CONTEXT_SIZE]
-                yield Dump(path, len(data), header, context, known(data, str(path)))
+                pages = known(data, str(path))
+                memory = PagedMemory(pages, header.directory_table_base)
+                yield Dump(path, len(data), header, context, memory, pages)
                 return
         supported = sorted(number for known in FORMATS for number in known.TYPES)
         raise DumpError(

@@ -14,7 +14,6 @@ from crashdump_analysis.bugchecks.faults import Crash, Fault, find_fault
 from crashdump_analysis.debugger_data import read_debugger_data
 from crashdump_analysis.dump import Dump, open_dump
 from crashdump_analysis.image import PdbIdentity
-from crashdump_analysis.memory import Memory
 from crashdump_analysis.modules import Module, loaded_modules
 from crashdump_analysis.registers import from_context
 from crashdump_analysis.report import (
@@ -62,7 +61,7 @@ class _Analysis:
         self.symbols = symbols
         self.warnings: list[str] = []
         header = dump.header
-        self.memory = Memory(dump.pages, header.directory_table_base)
+        self.memory = dump.memory
         if dump.size < dump.pages.required_size:
             self.warnings.append(
                 f"the dump is cut: {dump.size} of {dump.pages.required_size} bytes are there"

@@ -86,7 +86,16 @@ def _edit_fat32(volume: Path, steps: Sequence[dict[str, Any]]) -> None:
             _run("mdel", "-i", str(volume), path)
         else:
             content = base64.b64decode(step["content"])
-            _run("mcopy", "-o", "-i", str(volume), "-", path, content=content)
+            try:
+                _run("mcopy", "-o", "-i", str(volume), "-", path, content=content)
+            except ToolError as error:
+                # In which of two places mcopy notices depends on what it could count in time.
+                if "Disk full" in str(error) or "No free cluster" in str(error):
+                    raise ToolError(
+                        f"the volume is full: no room for the {len(content)} bytes of"
+                        f" {step['names'][-1]} (mcopy: {error})"
+                    ) from None
+                raise
 
 
 def _edit_ntfs(volume: Path, mount: Path, steps: Sequence[dict[str, Any]], server: int) -> None:

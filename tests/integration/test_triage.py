@@ -21,7 +21,6 @@ from crashdump_analysis import Report, State, check_dump, read_header, triage
 from crashdump_analysis.dump import open_dump
 from crashdump_analysis.engines import StackFrame as EngineFrame
 from crashdump_analysis.image_identity import expected_image, image_identity, loaded_image
-from crashdump_analysis.memory import Memory
 from crashdump_analysis.modules import loaded_modules
 from crashdump_analysis.report import SCHEMA, StackFrame
 from images.contract import Contract
@@ -213,7 +212,7 @@ def test_symbols_of_another_build_are_refused(crash_of: CrashFactory) -> None:
 def test_the_loaded_images_are_the_files(crash_of: CrashFactory, variant: str) -> None:
     files = {"nt": KERNEL, "sensor": built(variant) / "sensor.sys"}
     with open_dump(crash_of("killer", variant).dump) as dump:
-        memory = Memory(dump.pages, dump.header.directory_table_base)
+        memory = dump.memory
         modules, _ = loaded_modules(memory, dump.header.ps_loaded_module_list)
         for module in modules:
             file = files[module.name]

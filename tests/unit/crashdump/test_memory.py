@@ -6,7 +6,7 @@ import struct
 
 from crashdump_analysis.addresses import VirtualAddress
 from crashdump_analysis.debugger_data import read_debugger_data
-from crashdump_analysis.memory import Memory
+from crashdump_analysis.memory import PagedMemory
 from crashdump_analysis.modules import MAX_MODULES, Module, Modules, loaded_modules, module_name
 from tests.support.synthetic_dump import (
     DRIVER_BASE,
@@ -21,8 +21,8 @@ from tests.support.synthetic_dump import (
 HIGH = 0xFFFF8000_12345000
 
 
-def memory_of(space: AddressSpace) -> Memory:
-    return Memory(space, space.root << 12 | 0x5)  # the low bits of CR3 are flags
+def memory_of(space: AddressSpace) -> PagedMemory:
+    return PagedMemory(space, space.root << 12 | 0x5)  # the low bits of CR3 are flags
 
 
 def test_small_pages() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from crashdump_analysis import DumpError, triage
 from crashdump_analysis.image_identity import expected_image, image_identity, loaded_image
-from crashdump_analysis.memory import Memory
+from crashdump_analysis.memory import PagedMemory
 from crashdump_analysis.modules import Module
 from crashdump_analysis.report import SCHEMA
 from crashdump_analysis.triage import main
@@ -179,7 +179,7 @@ def relocated(space: AddressSpace, file: Path, base: int) -> Module:
 def test_a_loaded_image_is_its_file(file: Path, base: int) -> None:
     space = AddressSpace()
     module = relocated(space, file, base)
-    loaded = loaded_image(Memory(space, space.root << 12), module, file)
+    loaded = loaded_image(PagedMemory(space, space.root << 12), module, file)
     assert image_identity(loaded) == image_identity(expected_image(file))
     assert len(loaded) > 8000
 
@@ -190,10 +190,10 @@ def test_an_image_relocated_for_another_base_is_not_its_file() -> None:
     module = relocated(space, KERNEL, FAR)
     moved = replace(module, base=FAR + 0x100000)
     size = module.size // PAGE * PAGE
-    data = Memory(space, space.root << 12).read(FAR, size)
+    data = PagedMemory(space, space.root << 12).read(FAR, size)
     assert data is not None
     space.write(moved.base, data)
-    loaded = loaded_image(Memory(space, space.root << 12), moved, KERNEL)
+    loaded = loaded_image(PagedMemory(space, space.root << 12), moved, KERNEL)
     assert loaded != expected_image(KERNEL)
 
 
@@ -205,10 +205,10 @@ def test_one_changed_bit_in_memory_is_another_identity(section: str) -> None:
         (found,) = [one for one in image.sections if one.Name.rstrip(b"\0") == section.encode()]
         # In .rdata behind the import tables, which lld puts first.
         place = FAR + found.VirtualAddress + found.Misc_VirtualSize - 8
-    original = Memory(space, space.root << 12).read(place, 1)
+    original = PagedMemory(space, space.root << 12).read(place, 1)
     assert original is not None
     space.write(place, bytes((original[0] ^ 1,)))
-    memory = Memory(space, space.root << 12)
+    memory = PagedMemory(space, space.root << 12)
     assert loaded_image(memory, module, SENSOR) != expected_image(SENSOR)
 
 
@@ -222,7 +222,7 @@ def test_an_image_that_is_not_all_in_memory_is_an_error() -> None:
     page = space.map(FAR + PAGE)
     del space.pages[page]
     with pytest.raises(DumpError, match=r"sensor\.sys \.text.*not there"):
-        loaded_image(Memory(space, space.root << 12), module, SENSOR)
+        loaded_image(PagedMemory(space, space.root << 12), module, SENSOR)
 
 
 @pytest.mark.parametrize("data", [b"", b"MZ", b"MZ".ljust(0x1000), b"\x7fELF" * 100])

@@ -7,7 +7,7 @@ import struct
 import pytest
 
 from crashdump_analysis.image import image_in_memory
-from crashdump_analysis.memory import Memory
+from crashdump_analysis.memory import PagedMemory
 from crashdump_analysis.modules import loaded_modules
 from crashdump_analysis.registers import NAMES, Registers
 from crashdump_analysis.stack import MAX_FRAMES, Frame, Images, walk
@@ -66,7 +66,7 @@ class Bench:
         self.machine.write_u64(rsp, *values)
 
     def step(self, offset: int = BODY, *, trapped: bool = True, **registers: int) -> Step:
-        memory = Memory(self.machine.space, self.machine.space.root << 12)
+        memory = PagedMemory(self.machine.space, self.machine.space.root << 12)
         image = image_in_memory(memory, DRIVER_BASE, "driver.sys")
         state = Registers(rip=DRIVER_BASE + 0x1000 + offset)
         for name, value in {"rsp": RSP, **registers}.items():
@@ -303,7 +303,7 @@ def test_chained_unwind_data() -> None:
     bench.stack(RSP + 0x20, 0xB0B0, RETURN)
     step = bench.step(0x210)
     assert caller(step, "rsi", "rbx") == (RETURN, RSP + 0x30, 0x5151, 0xB0B0)
-    memory = Memory(bench.machine.space, bench.machine.space.root << 12)
+    memory = PagedMemory(bench.machine.space, bench.machine.space.root << 12)
     image = image_in_memory(memory, DRIVER_BASE, "driver.sys")
     assert function_start(image, 0x1210) == 0x1000
     assert function_start(image, 0x1010) == 0x1000
@@ -382,7 +382,7 @@ def test_a_stack_that_is_not_in_the_dump() -> None:
 
 def walked(machine: SyntheticMachine, **registers: int) -> tuple[list[Frame], list[str]]:
     machine.dump()  # writes the list of modules
-    memory = Memory(machine.space, machine.space.root << 12)
+    memory = PagedMemory(machine.space, machine.space.root << 12)
     modules, _ = loaded_modules(memory, machine.module_list)
     start = Registers()
     for name, value in {**machine.registers, **registers}.items():

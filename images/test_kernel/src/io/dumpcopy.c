@@ -90,8 +90,9 @@ void IopCopyCrashDump(void) {
     NTSTATUS Status;
     ULONG Moved = ~0U;
     CHAR Name[16];
-    if (NT_SUCCESS(FatOpen("pagefile.sys", &Pagefile.File)) && IopReadDumpHeader(&Pagefile)) {
-        IopCreatePagefile("pagefile.new", Pagefile.File.Size);
+    /* Without room for the next page file the dump stays, for a crash needs a page file. */
+    if (NT_SUCCESS(FatOpen("pagefile.sys", &Pagefile.File)) && IopReadDumpHeader(&Pagefile) &&
+        NT_SUCCESS(IopCreatePagefile("pagefile.new", Pagefile.File.Size))) {
         do RtlFormat(Name, sizeof(Name), "DUMP%04X.TMP", (ULONG)(KiRandom() & 0xFFFF));
         while ((Status = FatRename(&Pagefile.File, Name)) == STATUS_OBJECT_NAME_COLLISION);
         if (NT_SUCCESS(Status)) Moved = Pagefile.File.FirstCluster;
@@ -99,8 +100,7 @@ void IopCopyCrashDump(void) {
     }
     IopLocatePagefile();
     if (!IopFindDump(Moved)) return;
-    /* The dump's file has the length of the page file. Cut to the dump's, it leaves room for one.
-     */
+    /* The dump's file is as long as the page file. Cut to the dump's, it leaves room for one. */
     ULONG Whole = IopDump.File.Size;
     FatSetSize(&IopDump.File, (ULONG)IopDump.Size);
     Status = FatOpen("pagefile.sys", &Pagefile.File);
