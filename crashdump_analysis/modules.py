@@ -106,15 +106,26 @@ def loaded_modules(
 
 
 def _module(memory: Memory, entry: bytes, kernel_base: int | None, *, first: bool) -> Module | None:
-    base, entry_point, size = struct.unpack_from("<QQI", entry, 0x30)
+    path = _unicode(memory, *struct.unpack_from("<H6xQ", entry, 0x48))
+    image = _unicode(memory, *struct.unpack_from("<H6xQ", entry, 0x58))
+    (base,) = struct.unpack_from("<Q", entry, 0x30)
+    kernel = base == kernel_base or (kernel_base is None and first)
+    return module_of_entry(entry, 0, path, image, kernel=kernel)
+
+
+def module_of_entry(
+    table: bytes, at: int, path: str, image: str = "", *, kernel: bool
+) -> Module | None:
+    """The module that a KLDR_DATA_TABLE_ENTRY at an offset in a table describes; None for none.
+
+    image: the file's name, if it is not the end of the path. kernel: it is the kernel's.
+    """
+    base, entry_point, size = struct.unpack_from("<QQI", table, at + 0x30)
     if not (base >= KERNEL_SPACE and base % PAGE_SIZE == 0 and 0 < size <= _MAX_IMAGE):
         return None
-    path = _unicode(memory, *struct.unpack_from("<H6xQ", entry, 0x48))
-    image = _unicode(memory, *struct.unpack_from("<H6xQ", entry, 0x58)) or ntpath.basename(path)
-    (checksum,) = struct.unpack_from("<I", entry, 0x78)
-    name = module_name(image) or f"image_{base:x}"
-    if base == kernel_base or (kernel_base is None and first):
-        name = "nt"
+    image = image or ntpath.basename(path)
+    (checksum,) = struct.unpack_from("<I", table, at + 0x78)
+    name = "nt" if kernel else module_name(image) or f"image_{base:x}"
     return Module(name, image or name, path, base, size, entry_point, checksum)
 
 
@@ -127,5 +138,12 @@ def _unicode(memory: Memory, size: int, address: int) -> str:
     data = memory.read(address, size) if 0 < size <= _MAX_NAME else None
     if data is None:
         return ""
-    text = data.decode("utf-16-le", "replace")
+    return printable(data)
+
+
+def printable(utf16: bytes) -> str:
+    """Text of a dump, with marks in place of what would disturb a terminal."""
+    text = utf16.decode("utf-16-le", "replace")
+    if text.isprintable():
+        return text
     return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)

@@ -1,7 +1,7 @@
-"""Kernel dump files: one file a format, each gives pages by physical address.
+"""Kernel dump files: one file a format, each gives the memory of a crashed machine.
 
-A format is a class with TYPES (values of the header's DumpType), made from the mapped file. To add
-one, write its file and name it in FORMATS.
+A format is a subclass of DumpFormat (dump/format.py) with TYPES, values of the header's DumpType.
+To add one, write its file and name it in FORMATS.
 """
 
 from __future__ import annotations
@@ -12,77 +12,86 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from crashdump_analysis.dump.bitmap import BitmapDump
+from crashdump_analysis.dump.format import DumpFormat, PhysicalDump
 from crashdump_analysis.dump.full import FullDump
 from crashdump_analysis.dump.header import (
     CONTEXT_OFFSET,
     HEADER_SIZE,
-    MACHINE_X64,
+    MACHINES,
     TYPE_NAMES,
     DumpHeader,
     read_header,
 )
+from crashdump_analysis.dump.triage import TriageDump
 from crashdump_analysis.errors import DumpError
-from crashdump_analysis.memory import Memory, PagedMemory, PhysicalMemory
+from crashdump_analysis.memory import Memory, PhysicalMemory
 
-_CONTEXT_SIZE = 0x4D0  # of an x64 CONTEXT
+_CONTEXT_SIZE = 3000  # bytes that the header has for the record
 
-
-class Pages(PhysicalMemory, Protocol):
-    """The pages of a dump file, and how large in bytes the file must be to hold them all."""
-
-    required_size: int
-
-
-FORMATS: Final = (FullDump, BitmapDump)
+FORMATS: Final[tuple[type[DumpFormat], ...]] = (FullDump, TriageDump, BitmapDump)
 
 
 @dataclass(frozen=True)
 class Dump:
-    """An open dump. `size` is the file's in bytes; `context` the header's x64 CONTEXT record.
+    """An open dump. `size` is the file's in bytes; `context` the header's CONTEXT record.
 
-    memory: virtual memory as the crashed processor saw it. pages: physical memory.
+    contents: what its format keeps.
     """
 
     path: Path
     size: int
     header: DumpHeader
     context: bytes
-    memory: Memory
-    pages: Pages
+    contents: DumpFormat
+
+    @property
+    def memory(self) -> Memory:
+        """Virtual memory as the crashed processor saw it."""
+        return self.contents.memory
+
+    @property
+    def pages(self) -> PhysicalMemory | None:
+        """Physical memory; None where the format has none, as in triage dumps."""
+        return self.contents if isinstance(self.contents, PhysicalDump) else None
+
+
+def format_of(header: DumpHeader) -> type[DumpFormat] | None:
+    """The format of a dump; None where its type is not known here."""
+    return next((known for known in FORMATS if header.dump_type in known.TYPES), None)
 
 
 @contextmanager
 def open_dump(path: str | os.PathLike[str]) -> Iterator[Dump]:
     """Maps a dump into memory while the context lasts, and finds out which format it has.
 
-    Pages may be missing at the end of a file that was cut; see `check_dump`. The file must not be
+    Memory may be missing at the end of a file that was cut; see `check_dump`. The file must not be
     made shorter meanwhile: the process would be ended by a bus error, as with any mapped file.
     Raises DumpError, and OSError where the file cannot be read.
     """
     path = Path(path)
     with mapped(path) as data:
         header = read_header(data[:HEADER_SIZE], str(path))
-        if header.machine != MACHINE_X64:
+        known = format_of(header)
+        if known is None:
+            supported = sorted(number for one in FORMATS for number in one.TYPES)
             raise DumpError(
-                f"{path} at 0x30", expected="a dump of an x64 machine", found=header.machine_name
+                f"{path} at 0xf98",
+                expected="a dump type that is supported: "
+                + ", ".join(f"{number} {TYPE_NAMES[number]}" for number in supported),
+                found=f"{header.dump_type} {header.type_name}",
             )
-        for known in FORMATS:
-            if header.dump_type in known.TYPES:
-                context = data[CONTEXT_OFFSET : CONTEXT_OFFSET + _CONTEXT_SIZE]
-                pages = known(data, str(path))
-                memory = PagedMemory(pages, header.directory_table_base)
-                yield Dump(path, len(data), header, context, memory, pages)
-                return
-        supported = sorted(number for known in FORMATS for number in known.TYPES)
-        raise DumpError(
-            f"{path} at 0xf98",
-            expected="a dump type that is supported: "
-            + ", ".join(f"{number} {TYPE_NAMES[number]}" for number in supported),
-            found=f"{header.dump_type} {header.type_name}",
-        )
+        if header.machine not in known.MACHINES:
+            machines = " or ".join(MACHINES[one] for one in sorted(known.MACHINES))
+            raise DumpError(
+                f"{path} at 0x30",
+                expected=f"{machines} as the machine of a {header.type_name} dump",
+                found=header.machine_name,
+            )
+        context = data[CONTEXT_OFFSET : CONTEXT_OFFSET + _CONTEXT_SIZE]
+        yield Dump(path, len(data), header, context, known(data, header, str(path)))
 
 
 @contextmanager

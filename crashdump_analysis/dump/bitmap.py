@@ -10,22 +10,24 @@ from __future__ import annotations
 import struct
 from itertools import accumulate
 from mmap import mmap
-from typing import Final
+from typing import ClassVar
 
 from crashdump_analysis.addresses import PAGE_SIZE, PhysicalAddress
-from crashdump_analysis.dump.header import HEADER_SIZE
+from crashdump_analysis.dump.format import PhysicalDump
+from crashdump_analysis.dump.header import HEADER_SIZE, DumpHeader
 from crashdump_analysis.errors import DumpError
 
 _BITMAP_OFFSET = HEADER_SIZE + 0x38
 _CHUNK = 512  # bytes of bitmap that are counted at once
 
 
-class BitmapDump:
+class BitmapDump(PhysicalDump):
     """The physical memory of a bitmap dump; reads what the file holds and no more."""
 
-    TYPES: Final = frozenset({5, 6})
+    TYPES: ClassVar = frozenset({5, 6})
 
-    def __init__(self, data: mmap, where: str) -> None:
+    def __init__(self, data: mmap, header: DumpHeader, where: str) -> None:
+        super().__init__(data, header, where)
         place = f"{where} at 0x{HEADER_SIZE:x}"
         found = data[HEADER_SIZE : HEADER_SIZE + 8]
         if found not in (b"SDMPDUMP", b"FDMPDUMP"):
@@ -43,7 +45,6 @@ class BitmapDump:
                 found=f"{self._bits} bits, the first page at 0x{self._first_page:x} "
                 f"of 0x{len(data):x} bytes",
             )
-        self._data = data
         # Pages before each chunk of the bitmap, so that a page is found without counting it all.
         counts = (
             int.from_bytes(data[at : min(at + _CHUNK, _BITMAP_OFFSET + size)], "little").bit_count()
@@ -64,10 +65,10 @@ class BitmapDump:
             return None
         chunk, bit = divmod(page, _CHUNK * 8)
         start = _BITMAP_OFFSET + chunk * _CHUNK
-        upto = int.from_bytes(self._data[start : start + bit // 8 + 1], "little")
+        upto = int.from_bytes(self.data[start : start + bit // 8 + 1], "little")
         if not upto >> bit & 1:
             return None
         number = self._before[chunk] + (upto & ((1 << bit) - 1)).bit_count()
         offset = self._first_page + number * PAGE_SIZE + address % PAGE_SIZE
-        found = self._data[offset : offset + size]
+        found = self.data[offset : offset + size]
         return found if len(found) == size else None

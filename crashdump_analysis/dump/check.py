@@ -8,7 +8,7 @@ from enum import StrEnum
 from mmap import mmap
 from pathlib import Path
 
-from crashdump_analysis.dump import FORMATS, mapped
+from crashdump_analysis.dump import format_of, mapped
 from crashdump_analysis.dump.header import HEADER_SIZE, SIGNATURE, DumpHeader, read_header
 from crashdump_analysis.errors import DumpError
 
@@ -66,17 +66,17 @@ def _check(data: mmap, path: Path) -> Completeness:
             return Completeness(State.ALL_ZERO, words, size)
         return Completeness(State.NOT_A_DUMP, str(error), size)
     zeros = _zero_tail(data)
-    for known in FORMATS:
-        if header.dump_type in known.TYPES:
-            try:
-                required = known(data, str(path)).required_size
-            except DumpError as error:
-                return Completeness(
-                    State.TRUNCATED, str(error), size, header.required_size, zeros, header
-                )
-            state = State.COMPLETE if size >= required else State.TRUNCATED
-            words = f"{path}: {size} bytes are there, {required} are needed"
-            return Completeness(state, words, size, required, zeros, header)
+    known = format_of(header)
+    if known is not None:
+        try:
+            required = known(data, header, str(path)).required_size
+        except DumpError as error:
+            return Completeness(
+                State.TRUNCATED, str(error), size, header.required_size, zeros, header
+            )
+        state = State.COMPLETE if size >= required else State.TRUNCATED
+        words = f"{path}: {size} bytes are there, {required} are needed"
+        return Completeness(state, words, size, required, zeros, header)
     words = f"{path}: whether a dump of type {header.dump_type} is whole cannot be told yet"
     return Completeness(State.UNKNOWN, words, size, header.required_size, zeros, header)
 

@@ -9,22 +9,29 @@ from __future__ import annotations
 import bisect
 import struct
 from mmap import mmap
-from typing import Final
+from typing import ClassVar
 
 from crashdump_analysis.addresses import PAGE_SIZE, PhysicalAddress
-from crashdump_analysis.dump.header import HEADER_SIZE, MEMORY_BLOCK_OFFSET, MEMORY_BLOCK_SIZE
+from crashdump_analysis.dump.format import PhysicalDump
+from crashdump_analysis.dump.header import (
+    HEADER_SIZE,
+    MEMORY_BLOCK_OFFSET,
+    MEMORY_BLOCK_SIZE,
+    DumpHeader,
+)
 from crashdump_analysis.errors import DumpError
 
 _MAX_RUNS = (MEMORY_BLOCK_SIZE - 16) // 16
 _MAX_PAGES = 1 << 40  # 52 bits of physical address
 
 
-class FullDump:
+class FullDump(PhysicalDump):
     """The physical memory of a full dump; reads what the file holds and no more."""
 
-    TYPES: Final = frozenset({1})
+    TYPES: ClassVar = frozenset({1})
 
-    def __init__(self, data: mmap, where: str) -> None:
+    def __init__(self, data: mmap, header: DumpHeader, where: str) -> None:
+        super().__init__(data, header, where)
         (count,) = struct.unpack_from("<I", data, MEMORY_BLOCK_OFFSET)
         if not 1 <= count <= _MAX_RUNS:
             raise DumpError(
@@ -33,7 +40,6 @@ class FullDump:
                 found=str(count),
             )
         runs = list(struct.iter_unpack("<QQ", data[0x98 : 0x98 + 16 * count]))
-        self._data = data
         self._first: list[int] = []  # page number of each run
         self._pages: list[int] = []  # in each run
         self._offset: list[int] = []  # of each run in the file
@@ -60,5 +66,5 @@ class FullDump:
         if run < 0 or page >= self._first[run] + self._pages[run]:
             return None
         offset = self._offset[run] + (page - self._first[run]) * PAGE_SIZE + address % PAGE_SIZE
-        found = self._data[offset : offset + size]
+        found = self.data[offset : offset + size]
         return found if len(found) == size else None

@@ -17,6 +17,7 @@ from crashdump_analysis.errors import DumpError
 HEADER_SIZE: Final = 0x2000
 SIGNATURE: Final = b"PAGEDU64"
 MACHINE_X64: Final = 0x8664
+MACHINE_ARM64: Final = 0xAA64
 MACHINES: Final = {0x8664: "x64", 0xAA64: "ARM64", 0x14C: "x86", 0x200: "IA-64"}
 CONTEXT_OFFSET: Final = 0x348
 MEMORY_BLOCK_OFFSET: Final = 0x88

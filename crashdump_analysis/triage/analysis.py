@@ -11,10 +11,10 @@ from crashdump_analysis.blame import blame, read_owners
 from crashdump_analysis.bucket import bucket
 from crashdump_analysis.bugchecks import Description, describe
 from crashdump_analysis.bugchecks.faults import Crash, Fault, find_fault
-from crashdump_analysis.debugger_data import read_debugger_data
+from crashdump_analysis.debugger_data import DebuggerData, read_debugger_data
 from crashdump_analysis.dump import Dump, open_dump
 from crashdump_analysis.image import PdbIdentity
-from crashdump_analysis.modules import Module, loaded_modules
+from crashdump_analysis.modules import Module, Modules, loaded_modules
 from crashdump_analysis.registers import from_context
 from crashdump_analysis.report import (
     BugCheck,
@@ -62,17 +62,29 @@ class _Analysis:
         self.warnings: list[str] = []
         header = dump.header
         self.memory = dump.memory
-        if dump.size < dump.pages.required_size:
+        if dump.size < dump.contents.required_size:
             self.warnings.append(
-                f"the dump is cut: {dump.size} of {dump.pages.required_size} bytes are there"
+                f"the dump is cut: {dump.size} of {dump.contents.required_size} bytes are there"
             )
-        self.debugger_data, problems = read_debugger_data(self.memory, header.debugger_data)
-        self.warnings += problems
-        kernel = self.debugger_data.kernel_base if self.debugger_data else None
-        self.modules, problems = loaded_modules(self.memory, header.ps_loaded_module_list, kernel)
-        self.warnings += problems
+        self.debugger_data = self._debugger_data()
+        self.modules = self._modules()
         self.images = Images(self.memory, self.modules)
         self.description: Description = describe(header.stop_code, header.parameters)
+
+    def _debugger_data(self) -> DebuggerData | None:
+        found, problems = read_debugger_data(self.memory, self.dump.header.debugger_data)
+        self.warnings += problems
+        return found
+
+    def _modules(self) -> Modules:
+        kept = self.dump.contents.modules
+        if kept is not None:
+            return kept
+        kernel = self.debugger_data.kernel_base if self.debugger_data else None
+        head = self.dump.header.ps_loaded_module_list
+        modules, problems = loaded_modules(self.memory, head, kernel)
+        self.warnings += problems
+        return modules
 
     def report(self) -> Report:
         """Everything that can be said of the dump."""
@@ -115,8 +127,12 @@ class _Analysis:
             self._context(walked, start),
             tuple(stack),
             tuple(self._module(one) for one in self.modules),
-            tuple(dict.fromkeys((*self.warnings, *self.symbols.warnings))),
+            self._all_warnings(),
         )
+
+    def _all_warnings(self) -> tuple[str, ...]:
+        contents = self.dump.contents.warnings
+        return tuple(dict.fromkeys((*self.warnings, *contents, *self.symbols.warnings)))
 
     def _dump_info(self) -> DumpInfo:
         header = self.dump.header
@@ -125,7 +141,7 @@ class _Analysis:
             header.dump_type,
             header.type_name,
             self.dump.size,
-            self.dump.pages.required_size,
+            self.dump.contents.required_size,
             header.time,
             header.uptime.total_seconds() if header.uptime is not None else None,
         )

@@ -1,0 +1,195 @@
+"""Triage dumps (type 4), the files in %SystemRoot%/Minidump: pieces of virtual memory and copies.
+
+Layout (TRIAGE_DUMP64 at 0x2000; rizin's dmp_specs.h and 53 real dumps): u32 fields with offsets in
+the file and sizes; names below. The last four bytes that belong to it are "TRGD", at ValidOffset;
+secondary data of drivers may follow. Two writers make them: the kernel itself, and the conversion
+of a kernel dump at the next start, which keeps a few hundred blocks of 256 bytes.
+
+One address may be in a data block, in the saved stack and in a copy of a structure; as in Windows'
+debuggers the blocks win, then the stack. Every offset, size and count is hostile input.
+"""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from mmap import mmap
+from typing import ClassVar, Final
+
+from crashdump_analysis.dump.format import DumpFormat
+from crashdump_analysis.dump.header import HEADER_SIZE, MACHINE_ARM64, MACHINE_X64, DumpHeader
+from crashdump_analysis.errors import DumpError
+from crashdump_analysis.memory import Memory
+from crashdump_analysis.modules import MAX_MODULES, Module, Modules, module_of_entry, printable
+
+_SIZE = 0x80  # of TRIAGE_DUMP64
+_VALID: Final = b"TRGD"
+_MAX_BLOCKS: Final = 1 << 17
+_MAX_STACK: Final = 1 << 20  # bytes
+_DRIVER_ENTRY: Final = 0x90
+_ENTRY = 8  # of KLDR_DATA_TABLE_ENTRY in a driver entry
+_MAX_NAME: Final = 512  # characters
+
+Piece = tuple[int, int, int]
+"""Where in virtual memory a piece starts and ends, and its offset in the file."""
+
+
+class TriageDump(DumpFormat):
+    """A triage dump of an x64 or ARM64 machine."""
+
+    TYPES: ClassVar = frozenset({4})
+    MACHINES: ClassVar = frozenset({MACHINE_X64, MACHINE_ARM64})
+
+    def __init__(self, data: mmap, header: DumpHeader, where: str) -> None:
+        super().__init__(data, header, where)
+        if len(data) < HEADER_SIZE + _SIZE:
+            raise DumpError(
+                f"{where} at 0x{HEADER_SIZE:x}",
+                expected=f"TRIAGE_DUMP64, {_SIZE} bytes",
+                found=f"the end of the file after {len(data) - HEADER_SIZE}",
+            )
+        fields = struct.unpack_from("<18IQ16xQ6I", data, HEADER_SIZE)
+        _, self.required_size, valid = fields[:3]
+        self.unloaded_drivers_offset, self._processor, self._process, self._thread = fields[6:10]
+        self._stack, self._stack_size = fields[10:12]
+        self._drivers, self._driver_count = fields[12:14]
+        self.top_of_stack: int = fields[18]
+        """The lowest address of the saved stack: rsp at the crash."""
+        self._page_address, self._page, self._page_size = fields[19:22]
+        self._debugger_data, self._debugger_data_size = fields[22:24]
+        self._blocks, self._block_count = struct.unpack_from("<II", data, HEADER_SIZE + 0x78)
+        place = f"{where} at 0x{HEADER_SIZE + 4:x}"
+        least = HEADER_SIZE + _SIZE + 4
+        if not least <= self.required_size < 1 << 31 or valid != self.required_size - 4:
+            raise DumpError(
+                place,
+                expected="the size of a triage dump, and the offset of its last four bytes",
+                found=f"0x{self.required_size:x} and 0x{valid:x}",
+            )
+        mark = data[valid : valid + 4]
+        if len(mark) == 4 and mark != _VALID:
+            raise DumpError(
+                f"{where} at 0x{valid:x}", expected="TRGD, which ends it", found=mark.hex(" ")
+            )
+
+    @cached_property
+    def memory(self) -> Memory:  # type: ignore[override]
+        """The pieces of virtual memory that the file holds."""
+        return BlockMemory(self.data, self._pieces())
+
+    def _pieces(self) -> Iterator[Iterable[Piece]]:
+        """Layers of pieces, those that win first."""
+        count = min(self._block_count, _MAX_BLOCKS)
+        table = self.data[self._blocks : self._blocks + 16 * count]
+        count = len(table) // 16
+        if count < self._block_count:
+            self.warnings.append(
+                f"{count} of {self._block_count} blocks of memory are read; "
+                + ("that is the most" if count == _MAX_BLOCKS else "their table is cut")
+            )
+        blocks = struct.iter_unpack("<QII", table[: 16 * count])
+        yield ((address, address + size, offset) for address, offset, size in blocks)
+        size = min(self._stack_size, _MAX_STACK)
+        yield [(self.top_of_stack, self.top_of_stack + size, self._stack)]
+        yield [(self._page_address, self._page_address + self._page_size, self._page)]
+        size = self._debugger_data_size
+        yield [(self.header.debugger_data, self.header.debugger_data + size, self._debugger_data)]
+
+    @property
+    def debugger_data(self) -> bytes | None:
+        """KDDEBUGGER_DATA64, which lies in the file in plain."""
+        return self.data[self._debugger_data : self._debugger_data + self._debugger_data_size]
+
+    @cached_property
+    def modules(self) -> Modules | None:
+        """The loaded images, from the file's own list."""
+        count = min(self._driver_count, MAX_MODULES)
+        table = self.data[self._drivers : self._drivers + _DRIVER_ENTRY * count]
+        modules: list[Module] = []
+        for at in range(0, len(table) - _DRIVER_ENTRY + 1, _DRIVER_ENTRY):
+            (name,) = struct.unpack_from("<I", table, at)
+            path = self._text(name)
+            module = module_of_entry(table, at + _ENTRY, path, kernel=not modules)
+            if module is None:
+                self.warnings.append(f"entry {at // _DRIVER_ENTRY} of the drivers is no image")
+            else:
+                modules.append(module)
+        if len(table) < _DRIVER_ENTRY * self._driver_count:
+            self.warnings.append(
+                f"{len(table) // _DRIVER_ENTRY} of {self._driver_count} modules are read; "
+                + ("that is the most" if count == MAX_MODULES else "their list is cut")
+            )
+        return Modules(modules)
+
+    def _text(self, offset: int) -> str:
+        """A counted string: u32 characters, UTF-16."""
+        start = self.data[offset : offset + 4]
+        size = 2 * min(int.from_bytes(start, "little"), _MAX_NAME)
+        return printable(self.data[offset + 4 : offset + 4 + size])
+
+
+class BlockMemory(Memory):
+    """Virtual memory made of pieces of a file.
+
+    layers: pieces; where they overlap, those of an earlier layer win, and within a layer the one
+    that starts at the lower address.
+    """
+
+    def __init__(self, data: mmap, layers: Iterable[Iterable[Piece]]) -> None:
+        self._data = data
+        size, pieces = len(data), list[Piece]()
+        for number, layer in enumerate(layers):
+            there = sorted(
+                (start, min(end, start + size - offset), offset)
+                for start, end, offset in layer
+                if start < end <= 1 << 64 and offset < size
+            )
+            pieces = list(_without_overlaps(there)) if not number else _behind(pieces, there)
+        self._pieces = pieces
+        self._starts = [piece[0] for piece in pieces]
+
+    def read_some(self, address: int, size: int) -> bytes:
+        """As many of `size` bytes as there are before the first missing one."""
+        number = bisect_right(self._starts, address) - 1
+        if number < 0 or size <= 0:
+            return b""
+        start, end, offset = self._pieces[number]
+        if address >= end:
+            return b""
+        offset += address - start
+        if address + size <= end:
+            return self._data[offset : offset + size]
+        out = bytearray(self._data[offset : offset + end - address])
+        for start, upto, offset in self._pieces[number + 1 :]:
+            if start != end or len(out) == size:
+                break
+            end = upto
+            out += self._data[offset : offset + min(end - start, size - len(out))]
+        return bytes(out)
+
+
+def _without_overlaps(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """Sorted pieces, each without what one before it has."""
+    reached = 0
+    for start, end, offset in pieces:
+        if end > reached:
+            first = max(start, reached)
+            yield first, end, offset + first - start
+            reached = end
+
+
+def _behind(pieces: list[Piece], added: Iterable[Piece]) -> list[Piece]:
+    """Sorted pieces, and what others have in the gaps between them."""
+    starts, gaps = [piece[0] for piece in pieces], list[Piece]()
+    for start, end, offset in added:
+        at, number = start, max(bisect_right(starts, start) - 1, 0)
+        while at < end:
+            while number < len(pieces) and pieces[number][1] <= at:
+                number += 1
+            upto = min(end, pieces[number][0]) if number < len(pieces) else end
+            if upto > at:
+                gaps.append((at, upto, offset + at - start))
+            at = max(upto, pieces[number][1]) if number < len(pieces) else end
+    return sorted(pieces + gaps)
