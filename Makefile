@@ -76,7 +76,7 @@ machine-packages: debugger-engine
 
 # Parts of the test kernel are also compiled for Linux and tested alone.
 test-packages: debugger-engine
-	@.ci/debian-packages machines firmware compiler
+	@.ci/debian-packages machines firmware ssh metal compiler
 
 # Microsoft's engine, for those who accept its terms; what is set up already is left alone.
 debugger-engine: $(ENVIRONMENT)
