@@ -25,13 +25,23 @@ from crashdump_analysis.dump.header import (
     DumpHeader,
     read_header,
 )
+from crashdump_analysis.dump.header_only import HeaderDump
+from crashdump_analysis.dump.ranges import RangeDump
+from crashdump_analysis.dump.summary import SummaryDump
 from crashdump_analysis.dump.triage import TriageDump
 from crashdump_analysis.errors import DumpError
 from crashdump_analysis.memory import Memory, PhysicalMemory
 
 _CONTEXT_SIZE = 3000  # bytes that the header has for the record
 
-FORMATS: Final[tuple[type[DumpFormat], ...]] = (FullDump, TriageDump, BitmapDump)
+FORMATS: Final[tuple[type[DumpFormat], ...]] = (
+    FullDump,
+    SummaryDump,
+    HeaderDump,
+    TriageDump,
+    BitmapDump,
+    RangeDump,
+)
 
 
 @dataclass(frozen=True)

@@ -3,22 +3,24 @@
 Layout (BMP_HEADER64 at 0x2000, kdmp-parser's structures, MIT): "SDMP" or "FDMP", "DUMP", at 0x20
 the file offset of the first page, at 0x28 the number of pages in the file, at 0x30 the number of
 bits, at 0x38 the bitmap, lowest bit first. The pages of the set bits follow one another.
+
+"Automatic memory dump" is a setting: such dumps bear type 6 (kdmp-parser's issue 26). The WDK has a
+type 7 of that name, but no public source shows a file with it.
 """
 
 from __future__ import annotations
 
 import struct
-from itertools import accumulate
 from mmap import mmap
 from typing import ClassVar
 
 from crashdump_analysis.addresses import PAGE_SIZE, PhysicalAddress
 from crashdump_analysis.dump.format import PhysicalDump
 from crashdump_analysis.dump.header import HEADER_SIZE, DumpHeader
+from crashdump_analysis.dump.page_bitmap import PageBitmap
 from crashdump_analysis.errors import DumpError
 
 _BITMAP_OFFSET = HEADER_SIZE + 0x38
-_CHUNK = 512  # bytes of bitmap that are counted at once
 
 
 class BitmapDump(PhysicalDump):
@@ -36,39 +38,12 @@ class BitmapDump(PhysicalDump):
             )
         if len(data) < _BITMAP_OFFSET:
             raise DumpError(place, expected="the header of a bitmap", found="the end of the file")
-        self._first_page, pages, self._bits = struct.unpack_from("<3Q", data, HEADER_SIZE + 0x20)
-        size = -(-self._bits // 8)
-        if _BITMAP_OFFSET + size > min(self._first_page, len(data)):
-            raise DumpError(
-                place,
-                expected="a bitmap that ends before the first page",
-                found=f"{self._bits} bits, the first page at 0x{self._first_page:x} "
-                f"of 0x{len(data):x} bytes",
-            )
-        # Pages before each chunk of the bitmap, so that a page is found without counting it all.
-        counts = (
-            int.from_bytes(data[at : min(at + _CHUNK, _BITMAP_OFFSET + size)], "little").bit_count()
-            for at in range(_BITMAP_OFFSET, _BITMAP_OFFSET + size, _CHUNK)
+        first_page, pages, bits = struct.unpack_from("<3Q", data, HEADER_SIZE + 0x20)
+        self._pages = PageBitmap(
+            data, where, offset=_BITMAP_OFFSET, bits=bits, pages=pages, first_page=first_page
         )
-        self._before = [0, *accumulate(counts)]
-        if self._before[-1] < pages:
-            raise DumpError(
-                place, expected=f"{pages} bits set in the bitmap", found=f"{self._before[-1]}"
-            )
-        self.required_size = self._first_page + pages * PAGE_SIZE
-        """The size in bytes of a file that holds all pages."""
+        self.required_size = first_page + pages * PAGE_SIZE
 
     def read(self, address: PhysicalAddress, size: int) -> bytes | None:
         """Physical memory within one page; None where the file does not hold it."""
-        page = address >> 12
-        if page >= self._bits:
-            return None
-        chunk, bit = divmod(page, _CHUNK * 8)
-        start = _BITMAP_OFFSET + chunk * _CHUNK
-        upto = int.from_bytes(self.data[start : start + bit // 8 + 1], "little")
-        if not upto >> bit & 1:
-            return None
-        number = self._before[chunk] + (upto & ((1 << bit) - 1)).bit_count()
-        offset = self._first_page + number * PAGE_SIZE + address % PAGE_SIZE
-        found = self.data[offset : offset + size]
-        return found if len(found) == size else None
+        return self._pages.read(address, size)
