@@ -25,7 +25,10 @@ class System(TypedDict):
 
 
 class Module(TypedDict):
-    """A loaded or unloaded image: address and size in bytes; PE timestamp and checksum."""
+    """A loaded or unloaded image: address and size in bytes; PE timestamp and checksum.
+
+    `mapped_image` is the image file whose contents the engine uses; empty where it has none.
+    """
 
     name: str
     image: str
@@ -37,6 +40,7 @@ class Module(TypedDict):
     symbols: str
     symbols_mismatch: bool
     symbol_file: str
+    mapped_image: str
     flags: int
 
 
@@ -57,6 +61,19 @@ class Frame(TypedDict):
     file: str | None
     line: int | None
 
+
+HOST_ERROR_KINDS = {
+    "deadline": "the engine took too long and was ended",
+    "worker-died": "the engine's process ended by itself",
+    "setup": "the engine could not be installed",
+    "terms": "the licence question of the engine is not answered",
+    "host-unreachable": "the analysis host does not answer, or is no SSH server",
+    "host-key": "the analysis host is not the one of the known_hosts file",
+    "host-refused": "the analysis host does not let this user in",
+    "host-gone": "the connection to the analysis host broke off",
+    "host-setup": "the worker cannot be put on the analysis host, or not started there",
+}
+"""Kinds of errors that come from beside the worker."""
 
 # `return` is a keyword, so this one entry needs the functional form.
 FrameWithReturn = TypedDict("FrameWithReturn", {"return": int})
@@ -93,12 +110,21 @@ class Scope(TypedDict):
     output: str
 
 
+class Place(TypedDict):
+    """What is at an address; `displacement` as in Frame."""
+
+    module: str | None
+    function: str | None
+    displacement: int | None
+    file: str | None
+    line: int | None
+
+
 class EngineError(Exception):
     """An engine could not do what was asked.
 
-    `kind` is one of the worker's ERROR_KINDS, or "deadline" (it took too long and was ended),
-    "worker-died" (it ended by itself), "setup" (it could not be installed) or "terms" (its
-    licence question is not answered). `hresult` is the engine's own code, where it gave one.
+    `kind` is one of the worker's ERROR_KINDS or of HOST_ERROR_KINDS. `hresult` is the engine's own
+    code, where it gave one.
     """
 
     def __init__(self, kind: str, message: str, hresult: int | None = None) -> None:

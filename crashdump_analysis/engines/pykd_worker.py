@@ -9,9 +9,9 @@ start it with pipes for stdin, stdout and stderr::
 It needs no compiler: the engine's COM interfaces are called through ctypes. pykd itself is used
 for one thing, running the user's pykd scripts on the open dump (``script``).
 
-Protocol, version 1. One JSON object a line, UTF-8. First the worker says hello::
+Protocol, version 2. One JSON object a line, UTF-8. First the worker says hello::
 
-    {"hello": {"protocol": 1, "engine": {"name": "dbgeng", "version": "10.0.15063.400"}, ...}}
+    {"hello": {"protocol": 2, "engine": {"name": "dbgeng", "version": "10.0.15063.400"}, ...}}
 
 then it answers each request ``{"id": 1, "method": "open", "params": {...}}`` with one line,
 ``{"id": 1, "result": {...}}`` or ``{"id": 1, "error": {"kind": ..., "message": ...}}``:
@@ -20,11 +20,17 @@ then it answers each request ``{"id": 1, "method": "open", "params": {...}}`` wi
     report   -                                everything below, of the state at the bug check
     scope    kind ("trap" | "cxr"), address   registers and stack of a trap frame or CONTEXT record
     read     ranges [[address, size], ...]    virtual memory as hex; shorter or null = not there
+    lookup   addresses [...]                  names and lines, without inlined functions
     command  text                             a debugger command's printed output
     script   text                             Python run with pykd on the open dump; its output
-    close    -                                closes the dump
+    receive  size                             begins to take a dump of so many bytes from the host
+    chunk    data                             the next part of it: a gzip stream, in base64
+    received sha256                           ends it; gives the path, for "open"
+    close    -                                closes the dump, and deletes it if it was received
     quit     -                                ends the worker
 
+A dump that was received lies in a folder beside this file and is deleted with "close", with the
+next one and at the worker's end; what a worker that was killed left goes when the next one starts.
 Addresses, sizes and offsets are integers in bytes. ``error.kind`` is one of ERROR_KINDS.
 
 Sources: Microsoft's documentation of dbgeng.h (IDebugClient4, IDebugControl5, IDebugSymbols4,
@@ -34,9 +40,13 @@ IDebugDataSpaces, IDebugRegisters); the slot numbers below are the order of that
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
 import ctypes
+import errno
+import hashlib
 import importlib
+import importlib.util
 import io
 import json
 import os
@@ -46,10 +56,11 @@ import sys
 import tempfile
 import traceback
 import uuid
+import zlib
 from collections.abc import Callable
 from typing import Any
 
-PROTOCOL = 1
+PROTOCOL = 2
 
 # Every error a worker answers with bears one of these; hosts add "deadline" and "worker-died".
 ERROR_KINDS = {
@@ -60,8 +71,12 @@ ERROR_KINDS = {
     "no-dump-open": "a request that needs an open dump came without one",
     "bad-request": "unknown method, or parameters that do not fit it",
     "engine-failed": "an engine call failed on an open dump",
+    "disk-full": "no room for the dump where the worker is",
+    "dump-damaged": "the dump that was received is not the one that was sent",
     "script-failed": "a pykd script raised an exception, or pykd itself is not there",
 }
+
+_HERE = os.path.dirname(os.path.abspath(__file__))
 
 _ULONG = ctypes.c_uint32
 _ULONG64 = ctypes.c_uint64
@@ -287,6 +302,7 @@ class Engine:
         self.version = _file_version(library)
         self._folder = folder
         self._pykd: Any = None
+        self._received: ReceivedDump | None = None
         client = _PTR()
         unknown = uuid.UUID("00000000-0000-0000-c000-000000000046").bytes_le
         result = create(unknown, ctypes.byref(client))
@@ -316,7 +332,9 @@ class Engine:
 
     def open(self, path: str, symbol_path: str = "", image_path: str = "") -> dict[str, Any]:
         """Opens a kernel dump; the paths are WinDbg's (semicolons, ``srv*``)."""
-        self.close()
+        if self._received is None or path != self._received.path:
+            self.close()
+        self._end_session()
         try:
             with open(path, "rb"):
                 pass
@@ -354,13 +372,39 @@ class Engine:
             "output": banner,
         }
 
+    def receive(self, size: int) -> dict[str, Any]:
+        """Makes room for a dump that the host will send, instead of the one before."""
+        self.close()
+        self._received = ReceivedDump(_HERE, size)
+        return {}
+
+    def chunk(self, data: str) -> dict[str, Any]:
+        """The next part of the dump."""
+        self._receiving().add(data)
+        return {}
+
+    def received(self, sha256: str) -> dict[str, Any]:
+        """All of it has come."""
+        return self._receiving().finish(sha256)
+
+    def _receiving(self) -> ReceivedDump:
+        if self._received is None:
+            raise WorkerError("bad-request", "no dump was announced: send a receive request first")
+        return self._received
+
     def close(self) -> dict[str, Any]:
-        """Closes the dump, if one is open."""
+        """Closes the dump, if one is open, and deletes it if it was received."""
+        self._end_session()
+        if self._received:
+            self._received.delete()
+            self._received = None
+        return {}
+
+    def _end_session(self) -> None:
         if self._open:
             self._open = False
             self._client.EndSession(_DEBUG_END_PASSIVE)
             self._output.take()
-        return {}
 
     def shut_down(self) -> None:
         """Closes the dump and removes what the engine left on disk."""
@@ -439,6 +483,11 @@ class Engine:
             result = self._data.ReadVirtual(address, buffer, size, ctypes.byref(done))
             out.append(None if result else buffer.raw[: done.value].hex())
         return {"data": out}
+
+    def lookup(self, addresses: list[int]) -> dict[str, Any]:
+        """Module, function, file and line of addresses."""
+        self._need_dump()
+        return {"places": [self._place(address, 0) for address in addresses]}
 
     def command(self, text: str) -> dict[str, Any]:
         """Runs a debugger command; the HRESULT is passed on, the output is as printed."""
@@ -526,7 +575,8 @@ class Engine:
         modules = []
         for index in range(total):
             one = parameters[index]
-            # Which name: DEBUG_MODNAME_IMAGE 0, MODULE 1, LOADED_IMAGE 2, SYMBOL_FILE 3.
+            # Which name: DEBUG_MODNAME_IMAGE 0, MODULE 1, LOADED_IMAGE 2, SYMBOL_FILE 3,
+            # MAPPED_IMAGE 4.
             modules.append(
                 {
                     "name": self._module_name(1, index),
@@ -539,6 +589,7 @@ class Engine:
                     "symbols": _SYMBOL_TYPES[min(one.SymbolType, len(_SYMBOL_TYPES) - 1)],
                     "symbols_mismatch": bool(one.Flags & _DEBUG_MODULE_SYM_BAD_CHECKSUM),
                     "symbol_file": self._module_name(3, index),
+                    "mapped_image": self._module_name(4, index),
                     "flags": one.Flags,
                 }
             )
@@ -580,38 +631,125 @@ class Engine:
             self._control.GetStackTraceEx(0, 0, 0, ctypes.byref(frames), _MAX_FRAMES, _ref(filled)),
         )
         self._output.take()
-        return [self._frame(frames[index], index) for index in range(filled.value)]
+        return [self._frame(frames[index]) for index in range(filled.value)]
 
-    def _frame(self, frame: _StackFrame, index: int) -> dict[str, Any]:
-        text = ctypes.create_unicode_buffer(4096)
-        displacement = _ULONG64()
-        offset = frame.InstructionOffset
+    def _frame(self, frame: _StackFrame) -> dict[str, Any]:
         context = frame.InlineFrameContext
-        out: dict[str, Any] = {
-            "instruction": offset,
+        return {
+            "instruction": frame.InstructionOffset,
             "return": frame.ReturnOffset,
             "child_sp": frame.StackOffset,
             "frame": frame.FrameOffset,
             "inline": (context >> 8) & 0x7F == _STACK_FRAME_TYPE_INLINE,
-            "module": None,
-            "function": None,
-            "displacement": None,
-            "file": None,
-            "line": None,
+            **self._place(frame.InstructionOffset, context),
         }
+
+    def _place(self, address: int, context: int) -> dict[str, Any]:
+        """Names and line of an address; in an inlined function where the context says so."""
+        text = ctypes.create_unicode_buffer(4096)
+        displacement, line = _ULONG64(), _ULONG()
+        out: dict[str, Any] = dict.fromkeys(("module", "function", "displacement", "file", "line"))
         if not self._symbols.GetNameByInlineContextWide(
-            offset, context, text, len(text), None, _ref(displacement)
+            address, context, text, len(text), None, _ref(displacement)
         ):
             module, bang, function = text.value.partition("!")
             out["module"] = module
             out["function"] = function if bang else None
             out["displacement"] = displacement.value
-        line = _ULONG()
         if not self._symbols.GetLineByInlineContextWide(
-            offset, context, _ref(line), text, len(text), None, _ref(displacement)
+            address, context, _ref(line), text, len(text), None, _ref(displacement)
         ):
             out["file"], out["line"] = text.value, line.value
         return out
+
+
+class ReceivedDump:
+    """A dump on its way from the host into a folder of its own, or there."""
+
+    PREFIX = "received-"
+    _LOCK = "in-use"
+
+    def __init__(self, parent: str, size: int) -> None:
+        free = shutil.disk_usage(parent).free
+        if size > free:
+            raise WorkerError(
+                "disk-full",
+                f"{parent} has room for {free} bytes, and the dump has {size}",
+            )
+        self.size = size
+        self.folder = tempfile.mkdtemp(prefix=self.PREFIX, dir=parent)
+        # Held open: Windows deletes no file that is, so others can tell a living worker's folder.
+        self._lock = open(os.path.join(self.folder, self._LOCK), "wb")  # noqa: SIM115
+        self.path = os.path.join(self.folder, "MEMORY.DMP")
+        self._file = open(self.path, "wb")  # noqa: SIM115
+        self._inflate = zlib.decompressobj(31)
+        self._hash = hashlib.sha256()
+        self._written = 0
+
+    def add(self, data: str) -> None:
+        """Takes the next part of the gzip stream, in base64."""
+        try:
+            packed = base64.b64decode(data, validate=True)
+            while packed:
+                plain = self._inflate.decompress(packed, 1 << 20)
+                packed = self._inflate.unconsumed_tail
+                self._write(plain)
+        except (ValueError, zlib.error) as error:
+            raise WorkerError("dump-damaged", f"what came is no gzip stream: {error}") from error
+
+    def _write(self, plain: bytes) -> None:
+        self._written += len(plain)
+        if self._written > self.size:
+            raise WorkerError("dump-damaged", f"more came than the {self.size} bytes announced")
+        self._hash.update(plain)
+        try:
+            self._file.write(plain)
+        except OSError as error:
+            raise _disk_error(error, self._written, self.size) from error
+
+    def finish(self, sha256: str) -> dict[str, Any]:
+        """Closes the file; its path."""
+        try:
+            self._file.close()
+        except OSError as error:
+            raise _disk_error(error, self._written, self.size) from error
+        if self._written != self.size or self._hash.hexdigest() != sha256:
+            raise WorkerError(
+                "dump-damaged",
+                f"{self._written} of {self.size} bytes came, and they are not those that were sent",
+            )
+        return {"path": self.path}
+
+    def delete(self) -> None:
+        """Removes it with its folder."""
+        with contextlib.suppress(OSError):  # a full disk cannot take what is still in the buffer
+            self._file.close()
+        self._lock.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @classmethod
+    def delete_leftovers(cls, parent: str) -> None:
+        """Removes what workers that were killed have left."""
+        for name in os.listdir(parent):
+            folder = os.path.join(parent, name)
+            if name.startswith(cls.PREFIX) and _removed(os.path.join(folder, cls._LOCK)):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _removed(path: str) -> bool:
+    try:
+        os.remove(path)
+    except OSError:
+        return False  # somebody has it open
+    return True
+
+
+def _disk_error(error: OSError, written: int, size: int) -> WorkerError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return WorkerError(
+        "disk-full" if full else "dump-damaged",
+        f"writing the dump failed after {written} of {size} bytes: {error.strerror}",
+    )
 
 
 def _ref(value: Any) -> Any:
@@ -692,6 +830,28 @@ def _file_version(path: str) -> str:
     return f"{high >> 16}.{high & 0xFFFF}.{low >> 16}.{low & 0xFFFF}"
 
 
+def _find_engine() -> str:
+    """The first folder with a dbgeng.dll where one may be expected."""
+    kits = [os.environ.get(name) for name in ("ProgramFiles(x86)", "ProgramFiles")]
+    folders = [_HERE]
+    folders += [os.path.join(kit, "Windows Kits", "10", "Debuggers", "x64") for kit in kits if kit]
+    package = importlib.util.find_spec("pykd")
+    folders += (package.submodule_search_locations or []) if package else []
+    for folder in folders:
+        if os.path.isfile(os.path.join(folder, "dbgeng.dll")):
+            return folder
+    raise WorkerError(
+        "engine-missing",
+        "no dbgeng.dll in " + ", ".join(folders) + "; install pykd for this Python (" + sys.version
+        + ") or the Debugging Tools for Windows",
+    )  # fmt: skip
+
+
+def _own_hash() -> str:
+    with open(__file__, "rb") as file:
+        return hashlib.sha256(file.read()).hexdigest()
+
+
 def _answer(engine: Engine, request: Any) -> dict[str, Any]:
     """Runs one request; the answer without its id."""
     methods: dict[str, Callable[..., dict[str, Any]]] = {
@@ -699,8 +859,12 @@ def _answer(engine: Engine, request: Any) -> dict[str, Any]:
         "report": engine.report,
         "scope": engine.scope,
         "read": engine.read,
+        "lookup": engine.lookup,
         "command": engine.command,
         "script": engine.script,
+        "receive": engine.receive,
+        "chunk": engine.chunk,
+        "received": engine.received,
         "close": engine.close,
         "quit": engine.close,
     }
@@ -728,17 +892,18 @@ def main() -> int:
     )
     parser.add_argument(
         "--engine",
-        default=os.path.dirname(os.path.abspath(__file__)),
-        help="folder with dbgeng.dll, dbghelp.dll and what they need (default: this file's)",
+        help="folder with dbgeng.dll, dbghelp.dll and what they need (default: this file's, the "
+        "Debugging Tools for Windows, the pykd package: the first that has it)",
     )
     arguments = parser.parse_args()
+    ReceivedDump.delete_leftovers(_HERE)
 
     def send(message: dict[str, Any]) -> None:
         sys.stdout.buffer.write(json.dumps(message).encode("ascii") + b"\n")
         sys.stdout.buffer.flush()
 
     try:
-        engine = Engine(os.path.abspath(arguments.engine))
+        engine = Engine(os.path.abspath(arguments.engine) if arguments.engine else _find_engine())
     except WorkerError as error:
         send({"error": {"kind": error.kind, "message": str(error), "hresult": error.hresult}})
         return 1
@@ -748,6 +913,7 @@ def main() -> int:
                 "protocol": PROTOCOL,
                 "engine": {"name": "dbgeng", "version": engine.version},
                 "python": sys.version.split()[0],
+                "sha256": _own_hash(),
             }
         }
     )

@@ -12,12 +12,8 @@ from pathlib import Path, PureWindowsPath
 import pytest
 
 from crashdump_analysis.engines import Report, StackFrame
-from crashdump_analysis.engines.wine import (
-    SETUP_COMMAND,
-    TERMS_VARIABLE,
-    WineEngine,
-    setup,
-)
+from crashdump_analysis.engines.wine import WineEngine, setup
+from crashdump_analysis.engines.wine_setup import SETUP_COMMAND, TERMS_VARIABLE
 from tests.oracle.readers import KernelDump, Volatility
 
 READS = 1000

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from crashdump_analysis.engines import EngineError, wine
+from crashdump_analysis.engines import EngineError, wine, wine_setup
 from crashdump_analysis.engines.pykd_worker import ERROR_KINDS
 from crashdump_analysis.engines.wine import WineEngine
+from crashdump_analysis.engines.worker import WORKER
 from tests.oracle.dbgeng import judge
 
 DUMPS = Path(__file__).parents[3] / "shared" / "dumps"
@@ -27,7 +28,7 @@ DUMPS = Path(__file__).parents[3] / "shared" / "dumps"
 
 
 def test_worker_is_one_file_for_python_3_8_and_its_standard_library() -> None:
-    tree = ast.parse(wine.WORKER.read_text(), feature_version=(3, 8))
+    tree = ast.parse(WORKER.read_text(), feature_version=(3, 8))
     imported = {
         name.split(".")[0]
         for node in ast.walk(tree)
@@ -44,7 +45,7 @@ def test_worker_is_one_file_for_python_3_8_and_its_standard_library() -> None:
 
 def test_worker_without_an_engine_says_so(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, str(wine.WORKER), "--engine", str(tmp_path)],
+        [sys.executable, str(WORKER), "--engine", str(tmp_path)],
         capture_output=True,
         text=True,
         timeout=30,
@@ -59,24 +60,24 @@ def test_worker_without_an_engine_says_so(tmp_path: Path) -> None:
 def test_setup_refuses_until_the_terms_are_accepted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv(wine.CACHE_VARIABLE, str(tmp_path / "cache"))
-    monkeypatch.delenv(wine.TERMS_VARIABLE, raising=False)
+    monkeypatch.setenv(wine_setup.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.delenv(wine_setup.TERMS_VARIABLE, raising=False)
     assert wine.main(["setup"]) == 3
     message = capsys.readouterr().err
     assert "terms" in message
     assert "docs/pykd.md" in message
-    assert wine.SETUP_COMMAND in message
+    assert wine_setup.SETUP_COMMAND in message
     assert not (tmp_path / "cache").exists()
 
 
 def test_engine_that_is_not_set_up_names_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(wine.CACHE_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(wine_setup.CACHE_VARIABLE, str(tmp_path))
     with pytest.raises(EngineError) as caught:
         WineEngine().open(tmp_path / "MEMORY.DMP")
     assert caught.value.kind == "engine-missing"
-    assert wine.SETUP_COMMAND in str(caught.value)
+    assert wine_setup.SETUP_COMMAND in str(caught.value)
 
 
 def test_symbol_paths_are_translated_and_servers_kept() -> None:
@@ -97,11 +98,11 @@ def test_second_set_up_waits_for_the_first(tmp_path: Path) -> None:
         waiting.set()
 
     def second() -> None:
-        with wine._locked(tmp_path / "lock", say):
+        with wine_setup.locked(tmp_path / "lock", say):
             entered.set()
 
     thread = threading.Thread(target=second)
-    with wine._locked(tmp_path / "lock", said.append):
+    with wine_setup.locked(tmp_path / "lock", said.append):
         thread.start()
         assert waiting.wait(10)
         assert not entered.is_set()
@@ -118,17 +119,17 @@ class Peer:
     monkeypatch: pytest.MonkeyPatch
 
     def start(self, body: str, deadline: float = 60.0) -> WineEngine:
-        for landmark in wine._LANDMARKS:
+        for landmark in wine_setup._LANDMARKS:
             (self.folder / landmark).parent.mkdir(parents=True, exist_ok=True)
             (self.folder / landmark).touch()
-        (self.folder / "complete.json").write_text(json.dumps(wine._contents()))
+        (self.folder / "complete.json").write_text(json.dumps(wine_setup._contents()))
         peer = self.folder / "wine64"
         peer.write_text(
             f"#!{sys.executable}\nimport json, signal, sys\n"
             "def send(message): print(json.dumps(message), flush=True)\n" + body
         )
         peer.chmod(0o755)
-        self.monkeypatch.setenv(wine.CACHE_VARIABLE, str(self.folder))
+        self.monkeypatch.setenv(wine_setup.CACHE_VARIABLE, str(self.folder))
         self.monkeypatch.setenv("PATH", str(self.folder), prepend=os.pathsep)
         return WineEngine(start_deadline=60, deadline=deadline)
 
@@ -138,7 +139,7 @@ def peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Peer:
     return Peer(tmp_path, monkeypatch)
 
 
-HELLO = 'send({"hello": {"protocol": 1, "engine": {"name": "dbgeng", "version": "1.2.3.4"}}})\n'
+HELLO = 'send({"hello": {"protocol": 2, "engine": {"name": "dbgeng", "version": "1.2.3.4"}}})\n'
 ECHO = 'for line in sys.stdin: send({"id": json.loads(line)["id"], "result": json.loads(line)})\n'
 
 
