@@ -112,19 +112,7 @@ class Image:
         table = self.read(self._section_table, 40 * self._section_count)
         if table is None:
             self._refuse("a section table", None)
-        return tuple(
-            Section(
-                name.rstrip(b"\0").decode("ascii", "replace"),
-                rva,
-                size,
-                file_offset,
-                file_size,
-                flags,
-            )
-            for name, size, rva, file_size, file_offset, flags in struct.iter_unpack(
-                "<8sIIII12xI", table
-            )
-        )
+        return read_section_table(table)
 
     @cached_property
     def pdb(self) -> PdbIdentity | None:
@@ -164,6 +152,18 @@ class Image:
             else:
                 return begin, end, unwind
         return None
+
+
+def read_section_table(table: bytes) -> tuple[Section, ...]:
+    """The sections of IMAGE_SECTION_HEADER records, 40 bytes each; one that is cut is left out."""
+    return tuple(
+        Section(
+            name.rstrip(b"\0").decode("ascii", "replace"), rva, size, file_offset, file_size, flags
+        )
+        for name, size, rva, file_size, file_offset, flags in struct.iter_unpack(
+            "<8sIIII12xI", table[: len(table) // 40 * 40]
+        )
+    )
 
 
 def image_in_memory(memory: Memory, base: int, where: str) -> Image:
