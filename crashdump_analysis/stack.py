@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from typing import Final
 
+from crashdump_analysis.addresses import KERNEL_SPACE, PAGE_SIZE
 from crashdump_analysis.errors import DumpError
 from crashdump_analysis.image import SECTION_EXECUTE, Image, image_in_memory
 from crashdump_analysis.memory import Memory
@@ -58,6 +60,10 @@ class Images:
                 self.missing[module.base] = str(error)
         return self._images[module.base]
 
+    def module_at(self, address: int) -> Module | None:
+        """The module an address lies in, whether or not its headers are in the dump."""
+        return self._modules.at(address)
+
     def at(self, address: int) -> tuple[Image, int] | None:
         """The image an address lies in, and where it is loaded."""
         module = self._modules.at(address)
@@ -65,10 +71,14 @@ class Images:
         return (image, module.base) if image and module else None
 
     def is_code(self, address: int) -> bool:
-        """Whether an address lies in a section of a module that can be executed."""
+        """Whether an address lies in a section of a module that can be executed.
+
+        Where the dump lacks the module's headers, whether it lies behind where they were.
+        """
         found = self.at(address)
         if found is None:
-            return False
+            module = self._modules.at(address)
+            return module is not None and address >= module.base + PAGE_SIZE
         image, base = found
         try:
             sections = image.sections
@@ -81,20 +91,28 @@ class Images:
 
 
 def walk(
-    memory: Memory, images: Images, registers: Registers, *, trapped: bool = True
+    memory: Memory,
+    images: Images,
+    registers: Registers,
+    *,
+    trapped: bool = True,
+    entered: bool = False,
 ) -> tuple[list[Frame], list[str]]:
     """The stack from some registers outwards, and in words what was wrong with it.
 
-    Ends where the first function of a thread or the kernel has no caller, or in user mode.
+    entered: they were taken at the first instruction of a function, so that the return address is
+    on top of the stack even where unwind data is missing. Ends where the first function of a thread
+    or the kernel has no caller, or in user mode.
     """
-    walker = _Walker(memory, images)
+    walker = _Walker(memory, images, entered=entered)
     return walker.walk(Frame(registers, trapped=trapped)), walker.warnings
 
 
 class _Walker:
-    def __init__(self, memory: Memory, images: Images) -> None:
+    def __init__(self, memory: Memory, images: Images, *, entered: bool) -> None:
         self._memory = memory
         self._images = images
+        self._entered = entered
         self._scanned = 0
         self.warnings: list[str] = []
 
@@ -125,7 +143,7 @@ class _Walker:
             return self._without_data(frame, str(error))
         caller = step.registers
         moved = step.trapped or caller.rsp > registers.rsp
-        known = step.trapped or caller.rip == 0 or self._images.at(caller.rip - 1) is not None
+        known = step.trapped or caller.rip == 0 or self._images.module_at(caller.rip - 1)
         if not moved or not known:
             reason = f"{caller.rip:x}, found at {caller.rsp - 8:x}, is no return address"
             return self._without_data(frame, reason)
@@ -133,34 +151,42 @@ class _Walker:
 
     def _without_data(self, frame: Frame, reason: str) -> Frame | None:
         """The next frame where nothing says how large this one is."""
-        registers = frame.registers
+        registers, entered = frame.registers, self._entered
+        self._entered = False
         top = self._memory.u64(registers.rsp)
-        if frame.trapped and top and self._follows_a_call(top):
+        module = self._images.module_at(registers.rip)
+        if module and self._images.of(module) is None:
+            reason = f"the dump holds no unwind data of {module.image}"
+        if frame.trapped and top and (entered or not module) and self._follows_a_call(top):
             # Control went where no function is: a call of a bad pointer, its caller on top.
             caller = registers.copy()
             caller.rip, caller.rsp = top, registers.rsp + 8
             caller.cs = caller.flags = None
             return Frame(caller, guess=frame.guess)
-        self.warnings.append(f"from {registers.rip:x} on frames are guesses: {reason}")
+        if not frame.guess:
+            self.warnings.append(f"from {registers.rip:x} on frames are guesses: {reason}")
         start = registers.rsp + 7 & ~7
-        for place in range(start, start + _MAX_SCAN, 8):
-            self._scanned += 8
-            word = self._memory.u64(place)
-            if word is None or self._scanned > _MAX_SCANNED:
-                return None
-            if self._follows_a_call(word):
+        size = min(_MAX_SCAN, _MAX_SCANNED - self._scanned)
+        stack = self._memory.read_some(start, size)
+        for at, (word,) in enumerate(struct.iter_unpack("<Q", stack[: len(stack) & ~7])):
+            if word >= KERNEL_SPACE and self._follows_a_call(word):
+                self._scanned += 8 * at + 8
                 guessed = Registers(rip=word)
-                guessed.rsp = place + 8
+                guessed.rsp = start + 8 * at + 8
                 return Frame(guessed, guess=True)
         return None
 
     def _follows_a_call(self, address: int) -> bool:
-        """Whether an address could be a return address: in code, behind a call instruction."""
+        """Whether an address could be a return address: in code, behind a call instruction.
+
+        Where a triage dump holds neither the code nor its image's headers, any address in the
+        module could be.
+        """
         if not self._images.is_code(address):
             return False
         code = self._memory.read(address - 7, 7)
         if code is None:
-            return False
+            return self._images.at(address) is None
         # E8 rel32; FF /2 with a register, memory, displacement of one or four bytes, or SIB.
         return code[2] == 0xE8 or any(
             code[7 - size] == 0xFF and code[8 - size] >> 3 & 7 == 2 for size in range(2, 8)

@@ -158,11 +158,13 @@ class _Analysis:
     def _walk(self) -> _Walk:
         """The stack from KeBugCheckEx, and the fault on it; or the stack from the fault."""
         registers = from_context(self.dump.context)
-        frames, problems = walk(self.memory, self.images, registers)
         header = self.dump.header
         crash = Crash(
-            header.stop_code, header.parameters, self.memory, registers, frames, self.debugger_data
+            header.stop_code, header.parameters, self.memory, registers, (), self.debugger_data
         )
+        at_entry = crash.raw_parameter(0) is not None
+        frames, problems = walk(self.memory, self.images, registers, entered=at_entry)
+        crash = replace(crash, stack=frames)
         fault = find_fault(self.description.family, crash)
         if fault is None:
             if self.description.family:
