@@ -6,9 +6,8 @@ To add one, write its file and name it in FORMATS.
 
 from __future__ import annotations
 
-import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +26,13 @@ from crashdump_analysis.dump.header import (
 )
 from crashdump_analysis.dump.header_only import HeaderDump
 from crashdump_analysis.dump.ranges import RangeDump
+from crashdump_analysis.dump.source import dump_paths, mapped
 from crashdump_analysis.dump.summary import SummaryDump
 from crashdump_analysis.dump.triage import TriageDump
 from crashdump_analysis.errors import DumpError
 from crashdump_analysis.memory import Memory, PhysicalMemory
+
+__all__ = ["FORMATS", "Dump", "dump_paths", "format_of", "mapped", "open_dump"]
 
 _CONTEXT_SIZE = 3000  # bytes that the header has for the record
 
@@ -74,15 +76,20 @@ def format_of(header: DumpHeader) -> type[DumpFormat] | None:
 
 
 @contextmanager
-def open_dump(path: str | os.PathLike[str]) -> Iterator[Dump]:
+def open_dump(
+    path: str | os.PathLike[str], progress: Callable[[str], None] | None = None
+) -> Iterator[Dump]:
     """Maps a dump into memory while the context lasts, and finds out which format it has.
+
+    path: of a dump, plain or compressed with gzip or zstd; of a zip archive with one dump; or
+    PATH!member. progress: is told of unpacking that takes more than 2 s.
 
     Memory may be missing at the end of a file that was cut; see `check_dump`. The file must not be
     made shorter meanwhile: the process would be ended by a bus error, as with any mapped file.
-    Raises DumpError, and OSError where the file cannot be read.
+    Raises DumpError, and OSError where the file cannot be read or unpacked here.
     """
     path = Path(path)
-    with mapped(path) as data:
+    with mapped(path, progress) as data:
         header = read_header(data[:HEADER_SIZE], str(path))
         known = format_of(header)
         if known is None:
@@ -102,18 +109,3 @@ def open_dump(path: str | os.PathLike[str]) -> Iterator[Dump]:
             )
         context = data[CONTEXT_OFFSET : CONTEXT_OFFSET + _CONTEXT_SIZE]
         yield Dump(path, len(data), header, context, known(data, header, str(path)))
-
-
-@contextmanager
-def mapped(path: Path) -> Iterator[mmap.mmap]:
-    """A file's bytes, mapped and read-only. Raises DumpError where it is empty or no file."""
-    if not path.is_file():
-        found = (
-            "a folder" if path.is_dir() else "nothing there" if not path.exists() else "a device"
-        )
-        raise DumpError(str(path), expected="a dump file", found=found)
-    with path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size == 0:
-            raise DumpError(str(path), expected="a kernel dump", found="an empty file")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            yield data
