@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from mmap import mmap
@@ -43,11 +44,17 @@ class Completeness:
     header: DumpHeader | None = None
 
 
-def check_dump(path: str | os.PathLike[str]) -> Completeness:
-    """Says whether a kernel dump is complete. Raises OSError where the file cannot be read."""
+def check_dump(
+    path: str | os.PathLike[str], progress: Callable[[str], None] | None = None
+) -> Completeness:
+    """Says whether a kernel dump is complete; takes the paths that `open_dump` takes.
+
+    Sizes are the dump's own, not those of a compressed file. progress: is told of unpacking that
+    takes more than 2 s. Raises OSError where the file cannot be read or unpacked here.
+    """
     path = Path(path)
     try:
-        with mapped(path) as data:
+        with mapped(path, progress) as data:
             return _check(data, path)
     except DumpError as error:
         size = path.stat().st_size if path.exists() else 0

@@ -16,6 +16,7 @@ from crashdump_analysis.errors import DumpError
 
 HEADER_SIZE: Final = 0x2000
 SIGNATURE: Final = b"PAGEDU64"
+_SIGNATURE_32: Final = b"PAGEDUMP"
 MACHINE_X64: Final = 0x8664
 MACHINE_ARM64: Final = 0xAA64
 MACHINES: Final = {0x8664: "x64", 0xAA64: "ARM64", 0x14C: "x86", 0x200: "IA-64"}
@@ -43,7 +44,6 @@ _TRIAGE_TYPE = 4
 
 # How files begin that people take for kernel dumps.
 _OTHER_FORMATS = {
-    b"PAGEDUMP": "a 32-bit kernel dump (PAGEDUMP)",
     b"MDMP": "a user-mode minidump (MDMP)",
     b"\x7fELF": "an ELF file, such as an ELF core",
     b"PK\x03\x04": "a zip archive",
@@ -149,12 +149,25 @@ def read_header(
 def _is(data: bytes) -> str:
     if not data:
         return "an empty file"
+    if data.startswith(_SIGNATURE_32):
+        return f"a 32-bit kernel dump (PAGEDUMP){_about_32(data)}; only 64-bit Windows is supported"
     for start, name in _OTHER_FORMATS.items():
         if data.startswith(start):
             return name
     if not any(data):
         return f"only zeros in its first {len(data)} bytes"
     return f"the bytes {data[:8].hex(' ')}"
+
+
+def _about_32(data: bytes) -> str:
+    """What the header of a 32-bit dump (DUMP_HEADER32, 0x1000 bytes) says of it, in words."""
+    if len(data) < 0xF8C:
+        return ""
+    code, *parameters = struct.unpack_from("<5I", data, 0x28)
+    (dump_type,) = struct.unpack_from("<I", data, 0xF88)
+    name = TYPE_NAMES.get(dump_type, "unknown")
+    values = " ".join(f"{one:x}" for one in parameters)
+    return f" of type {dump_type} {name}, bug check 0x{code:X}, parameters {values}"
 
 
 def _time(filetime: int) -> datetime | None:

@@ -7,13 +7,14 @@ from typing import ClassVar
 
 from crashdump_analysis.addresses import PhysicalAddress
 from crashdump_analysis.dump.format import PhysicalDump
-from crashdump_analysis.dump.header import HEADER_SIZE, DumpHeader
+from crashdump_analysis.dump.header import HEADER_SIZE, MACHINE_ARM64, MACHINE_X64, DumpHeader
 
 
 class HeaderDump(PhysicalDump):
     """A dump without pages."""
 
     TYPES: ClassVar = frozenset({3})
+    MACHINES: ClassVar = frozenset({MACHINE_X64, MACHINE_ARM64})
 
     def __init__(self, data: mmap, header: DumpHeader, where: str) -> None:
         super().__init__(data, header, where)
