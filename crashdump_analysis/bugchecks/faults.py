@@ -2,18 +2,19 @@
 
 The header's own exception record is never used: it always shows a breakpoint in KeBugCheckEx. Rules
 as measured on real dumps and documented by Microsoft; each is a function found by the name of its
-family in table.toml.
+family in the bug check's entry.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from crashdump_analysis.debugger_data import DebuggerData
 from crashdump_analysis.memory import Memory
+from crashdump_analysis.modules import Module, Modules
 from crashdump_analysis.registers import (
     CONTEXT_RIP,
     TRAP_FRAME_RIP,
@@ -24,6 +25,9 @@ from crashdump_analysis.registers import (
 from crashdump_analysis.stack import Frame
 
 _SCAN: Final = 0x6000  # bytes: a kernel stack
+_TRAP_FRAME_CS: Final = 0x170
+_KERNEL_CODE: Final = b"\x10\0"  # the selector
+_MAX_PROCESSORS: Final = 2048  # what Windows supports
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Crash:
     """What a rule may look at.
 
     parameters: as the dump's header has them. registers: those of the header, taken at the entry
-    of KeBugCheckEx. stack: from there outwards.
+    of KeBugCheckEx. stack: from there outwards. unloaded: drivers that were loaded before.
     """
 
     code: int
@@ -40,6 +44,8 @@ class Crash:
     registers: Registers
     stack: Sequence[Frame]
     debugger_data: DebuggerData | None
+    modules: Modules = field(default_factory=Modules)
+    unloaded: Sequence[Module] = ()
 
     def raw_parameter(self, number: int) -> int | None:
         """A parameter as KeBugCheckEx was called with it, from its home space on the stack.
@@ -105,12 +111,37 @@ def interrupt_level(crash: Crash) -> Fault | None:
     return _trap_frame_on_the_stack(crash, crash.parameters[3])
 
 
+def instruction_third(crash: Crash) -> Fault | None:
+    """0xCC, 0xCD, 0xD5, 0xD6: the trap frame on the stack whose rip is parameter 3."""
+    return _trap_frame_on_the_stack(crash, crash.parameters[2])
+
+
+def memory_management(crash: Crash) -> Fault | None:
+    """0x1A: with 0x41287 a page fault led here, and left a trap frame on the stack."""
+    return _first_trap_frame(crash) if crash.parameters[0] == 0x41287 else None
+
+
 def first_interrupt(crash: Crash) -> Fault | None:
-    """0x7F, 0x133: what the first interrupt or trap on the stack interrupted."""
+    """0x7F, 0x133: what the first interrupt or trap on the stack interrupted.
+
+    Where unwind data does not lead there, the first trap frame that lies on the stack.
+    """
     for frame in crash.stack[1:]:
         if frame.trapped:
             return Fault(frame.registers, "the first interrupt on the stack", "was interrupted")
-    return None
+    found = _first_trap_frame(crash) if any(one.guess for one in crash.stack) else None
+    return replace(found, event="was interrupted") if found else None
+
+
+def hung_processor(crash: Crash) -> Fault | None:
+    """0x101: the registers of the processor that parameter 4 numbers, if it answered at all."""
+    address = None
+    if crash.debugger_data and crash.parameters[3] < _MAX_PROCESSORS:
+        address = crash.debugger_data.processor_context(crash.parameters[3])
+    found = _context(crash, address, f"the KPRCB of processor {crash.parameters[3]}, which hangs")
+    if found is None or crash.modules.at(found.registers.rip) is None:
+        return None
+    return replace(found, event="hung", without_bug_check=True)
 
 
 def processor(crash: Crash) -> Fault | None:
@@ -129,7 +160,10 @@ RULES: Final[dict[str, Rule]] = {
         context_fourth,
         context_on_the_stack,
         interrupt_level,
+        instruction_third,
+        memory_management,
         first_interrupt,
+        hung_processor,
         processor,
     )
 }
@@ -156,6 +190,20 @@ def _trap_frame_on_the_stack(crash: Crash, instruction: int) -> Fault | None:
         found = _trap_frame(crash, place - TRAP_FRAME_RIP, "found on the stack by its rip")
         if found:
             return found
+    return None
+
+
+def _first_trap_frame(crash: Crash) -> Fault | None:
+    """The first thing on the stack that has a trap frame's selectors and was in loaded code."""
+    start = crash.registers.rsp & ~7
+    stack = crash.memory.read_some(start, _SCAN)
+    for at in range(_TRAP_FRAME_CS, len(stack) - 1, 8):
+        if stack[at : at + 2] != _KERNEL_CODE:
+            continue
+        address = start + at - _TRAP_FRAME_CS
+        registers = read_trap_frame(crash.memory, address)
+        if registers and crash.modules.at(registers.rip):
+            return Fault(registers, f"trap frame at {address:x} (found by its selectors)")
     return None
 
 

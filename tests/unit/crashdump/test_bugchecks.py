@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import struct
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from crashdump_analysis import triage
-from crashdump_analysis.bugchecks import describe, known_codes
+from crashdump_analysis.bugchecks import CODES, describe, known_codes
 from crashdump_analysis.bugchecks.faults import RULES
 from tests.support.synthetic_dump import (
     DRIVER_BASE,
@@ -47,6 +48,44 @@ def test_every_entry_of_the_table_is_whole() -> None:
     assert set(RULES) <= used
 
 
+def test_every_case_of_an_entry_is_found_by_its_value() -> None:
+    """Cases are read one at a time; here against the whole file."""
+    cases = 0
+    for path in sorted(CODES.glob("*.toml")):
+        code, entry = int(path.stem, 16), tomllib.loads(path.read_text())
+        assert path.stem == f"0x{code:X}"
+        for value, case in entry.get("cases", {}).items():
+            cases += 1
+            assert value == f"0x{int(value, 16):X}"
+            found = describe(code, (int(value, 16), 0, 0, 0)).parameters
+            assert found[0].meaning.endswith(case["meaning"])
+            names = [name for name, _ in case.get("parameters", [])]
+            assert [one.name for one in found[1:]][: len(names)] == names
+        for number in range(1, 5):
+            for value, words in entry.get(f"p{number}", {}).items():
+                assert value == f"0x{int(value, 16):X}"
+                values = [0xBADBADBAD] * 4
+                values[number - 1] = int(value, 16)
+                assert describe(code, values).parameters[number - 1].meaning.endswith(words)
+    assert cases > 500
+
+
+def test_names_tell_parameters_apart() -> None:
+    for code in known_codes():
+        description = describe(code, (1, 2, 3, 4))
+        names = [one.name for one in description.parameters]
+        assert len(set(names)) == 4, hex(code)
+        assert description.named(names[2]) == 3
+
+
+def test_the_reference_is_whole() -> None:
+    """Codes of Microsoft's reference and of its page on live dumps, less those with bit 28 set."""
+    codes = known_codes()
+    assert len(codes) >= 420
+    for wanted in (*range(0x01, 0x20), 0x15E, 0x1A5, 0x1F2, 0x21C8, 0xC000021A, 0xDEADDEAD):
+        assert wanted in codes, hex(wanted)
+
+
 def test_parameters_are_explained_with_their_values() -> None:
     names = {one.name: one.meaning for one in describe(0x50, (1, 0x10, 3, 2)).parameters}
     assert names["access"] == "what was tried: execute"
@@ -65,6 +104,7 @@ def test_parameters_that_depend_on_the_first() -> None:
     assert [one.value for one in blocked] == [3, 0x11, 0x22, 0x33]
     other = describe(0x9F, (0x77, 0, 0, 0)).parameters
     assert [one.name for one in other[1:]] == ["parameter_2", "parameter_3", "parameter_4"]
+    assert "no public page" in other[1].meaning
 
 
 def test_an_unknown_bug_check_still_has_a_report(tmp_path: Path) -> None:
