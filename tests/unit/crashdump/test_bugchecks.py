@@ -70,6 +70,12 @@ def test_every_case_of_an_entry_is_found_by_its_value() -> None:
     assert cases > 500
 
 
+def test_a_corrupt_store_is_nobodys_fault_on_the_stack() -> None:
+    found = describe(0x1C7, (0, 0x11, 0x22, 0x33))
+    assert "bad memory" in found.no_culprit
+    assert found.named("page_frame_number") == 0x33
+
+
 def test_names_tell_parameters_apart() -> None:
     for code in known_codes():
         description = describe(code, (1, 2, 3, 4))
