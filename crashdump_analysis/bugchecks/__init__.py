@@ -106,7 +106,7 @@ def _entry(code: int, first: int) -> Mapping[str, Any]:
 def describe(code: int, values: Sequence[int]) -> Description:
     """What a stop code (without bit 28) and its four parameters mean; an unknown one says so."""
     entry = _entry(code, values[0])
-    case = next(iter(entry.get("cases", {}).values()), {})
+    case: Mapping[str, Any] = next(iter(entry.get("cases", {}).values()), {})
     pairs: list[Sequence[str]] = list(entry.get("parameters", []))
     if case:
         pairs = [*(pairs[:1] or [("kind", "what happened")]), *case.get("parameters", [])]
