@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from mmap import mmap
 from typing import Final, NoReturn
 
 from crashdump_analysis.errors import DumpError
@@ -102,6 +103,11 @@ class Image:
             found=found if isinstance(found, str) else f"the bytes {found[:8].hex(' ')}",
         )
 
+    @property
+    def key(self) -> str:
+        """Timestamp and size as folders of a symbol store spell them."""
+        return f"{self.timestamp:08X}{self.size:x}"
+
     def directory(self, number: int) -> tuple[int, int]:
         """Offset and size in bytes of a data directory; (0, 0) where the image has none."""
         return self._directories[number] if number < len(self._directories) else (0, 0)
@@ -171,7 +177,7 @@ def image_in_memory(memory: Memory, base: int, where: str) -> Image:
     return Image(lambda rva, size: memory.read(base + rva, size), where)
 
 
-def image_in_file(data: bytes, where: str) -> Image:
+def image_in_file(data: bytes | mmap, where: str) -> Image:
     """The image in a file's bytes, read as if it were loaded (but not relocated).
 
     Raises DumpError where it is no PE32+ image.

@@ -21,12 +21,12 @@ from crashdump_analysis.memory import Memory
 MAX_MODULES: Final = 2000
 _MAX_IMAGE = 1 << 30  # bytes
 _MAX_NAME = 1024  # bytes
-_ENTRY_SIZE = 0x80
+_ENTRY_SIZE = 0x84
 
 
 @dataclass(frozen=True)
 class Module:
-    """A loaded image. Address and size in bytes; checksum as in its PE header.
+    """A loaded image. Address and size in bytes; checksum and timestamp as in its PE header.
 
     `name` is what a debugger calls it ("nt", "sensor"), `image` its file name, `path` where it was
     loaded from.
@@ -39,6 +39,7 @@ class Module:
     size: int
     entry_point: int
     checksum: int
+    timestamp: int | None = None
 
     def __contains__(self, address: int) -> bool:
         return self.base <= address < self.base + self.size
@@ -124,9 +125,9 @@ def module_of_entry(
     if not (base >= KERNEL_SPACE and base % PAGE_SIZE == 0 and 0 < size <= _MAX_IMAGE):
         return None
     image = image or ntpath.basename(path)
-    (checksum,) = struct.unpack_from("<I", table, at + 0x78)
+    checksum, timestamp = struct.unpack_from("<I4xI", table, at + 0x78)
     name = "nt" if kernel else module_name(image) or f"image_{base:x}"
-    return Module(name, image or name, path, base, size, entry_point, checksum)
+    return Module(name, image or name, path, base, size, entry_point, checksum, timestamp or None)
 
 
 def module_name(image: str) -> str:

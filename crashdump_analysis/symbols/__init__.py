@@ -1,75 +1,160 @@
-"""Functions, files and lines by address, out of PDBs that belong to the images in the dump."""
+"""PDBs and images that belong to what is in a dump, looked for along a symbol path."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import mmap
+from collections.abc import Iterable
+from os import PathLike
 from pathlib import Path
 
-from crashdump_analysis.image import PdbIdentity
-from crashdump_analysis.symbols.pdb import Pdb, PdbError, SourceFrame, open_pdb
-from crashdump_analysis.symbols.search import candidates
+from crashdump_analysis.errors import DumpError
+from crashdump_analysis.image import Image, PdbIdentity, image_in_file
+from crashdump_analysis.modules import Module
+from crashdump_analysis.symbols.path import SymbolPath, environment_symbol_path
+from crashdump_analysis.symbols.pdb import Pdb, PdbError, SourceFrame, open_pdb, without_symbolic
+from crashdump_analysis.symbols.store import Wanted
 
-__all__ = ["SourceFrame", "Symbols"]
+__all__ = ["Pdb", "PdbError", "SourceFrame", "SymbolPath", "Symbols", "environment_symbol_path"]
+
+# What the kernel's files are called: where it was loaded from, and in symbol stores.
+_KERNELS = ("ntoskrnl.exe", "ntkrnlmp.exe")
 
 
 class Symbols:
-    """PDBs below a search path of folders. A PDB whose GUID or age differs is never used."""
+    """Symbols for one dump. What does not belong to an image in it is never used.
 
-    def __init__(self, folders: Iterable[Path] = ()) -> None:
-        self._folders: Sequence[Path] = tuple(folders)
-        self._pdbs: dict[PdbIdentity, Pdb | None] = {}
+    The path may be made once for many dumps. Files are looked for when they are first asked for.
+    """
+
+    def __init__(self, path: SymbolPath | Iterable[str | PathLike[str]] = ()) -> None:
+        self._path = path if isinstance(path, SymbolPath) else SymbolPath(path)
+        self._used: dict[PdbIdentity, Pdb | None] = {}
         self.warnings: list[str] = []
         """Why symbols are missing, in words; each thing once."""
-        for folder in self._folders:
-            if not folder.is_dir():
-                self._warn(f"symbol folder {folder} is not there")
+        for problem in self._path.problems:
+            self.warn(problem)
+
+    def pdb(self, identity: PdbIdentity) -> Pdb | None:
+        """The PDB of that name, GUID and age; None, with a warning, where there is none."""
+        if identity not in self._used:
+            self._used[identity] = self._pdb(identity)
+        return self._used[identity]
+
+    def _pdb(self, identity: PdbIdentity) -> Pdb | None:
+        if not self._path:
+            self.warn("no symbol path was given: functions, files and lines are missing")
+            return None
+
+        def check(path: Path) -> str:
+            try:
+                pdb = open_pdb(path)
+            except PdbError as error:
+                return str(error)
+            if (pdb.guid, pdb.age) == (identity.guid, identity.age):
+                return ""
+            return (
+                f"{path} is of another build ({pdb.file.key}, wanted {identity.key}) and is not "
+                "used"
+            )
+
+        path, problems = self._path.find(Wanted(identity.name, identity.key, check))
+        if path is None:
+            for warning in problems or [f"no PDB {identity} in {self._path}"]:
+                self.warn(warning)
+            return None
+        return self._open(path)
+
+    def _open(self, path: Path) -> Pdb | None:
+        try:
+            pdb = open_pdb(path)
+        except PdbError as error:
+            self.warn(str(error))
+            return None
+        if without_symbolic():
+            self.warn(
+                "files, lines and inlined functions are missing: reading them needs the package "
+                "symbolic: pip install 'bugcheck-lab[symbols]'"
+            )
+        return pdb
+
+    def unverified_pdb(self, module: Module) -> Pdb | None:
+        """A PDB in a folder of the path that may be a module's, of which only the size is known.
+
+        It lies there under the module's name, and its section table makes an image of that size.
+        """
+        names = _KERNELS if module.name == "nt" else (module.image,)
+        for folder in self._path.folders:
+            for name in dict.fromkeys((*names, *map(str.lower, names))):
+                path = folder / f"{Path(name).stem}.pdb"
+                if not Wanted(path.name, "", str).allowed or not path.is_file():
+                    continue
+                try:
+                    pdb = open_pdb(path)
+                    if pdb.file.image_size == module.size:
+                        self.warn(
+                            f"{path} is used for {module.image} unverified: its name and the "
+                            "image's size are right, but nothing says that it is of this build"
+                        )
+                        return self._open(path)
+                except PdbError as error:
+                    self.warn(str(error))
+        return None
+
+    def image(self, module: Module) -> Image | None:
+        """The file of a loaded image, by name, timestamp and size; None where there is none."""
+        if not self._path or module.timestamp is None:
+            return None
+        key = f"{module.timestamp:08X}{module.size:x}"
+
+        def check(path: Path) -> str:
+            try:
+                image = open_image(path)
+            except DumpError as error:
+                return str(error)
+            if (image.timestamp, image.size) == (module.timestamp, module.size):
+                return ""
+            return f"{path} is of another build ({image.key}, wanted {key}) and is not used"
+
+        for name in _KERNELS if module.name == "nt" else (module.image,):
+            path, problems = self._path.find(Wanted(name, key, check))
+            if path is not None:
+                return open_image(path)
+            for problem in problems:
+                self.warn(problem)
+        return None
 
     def lookup(self, identity: PdbIdentity, rva: int) -> list[SourceFrame]:
         """The functions at an offset from an image's base, inlined ones before their callers.
 
         Empty where there is no PDB or it knows no function there.
         """
-        pdb = self._pdb(identity)
-        if pdb is None:
-            return []
+        pdb = self.pdb(identity)
+        return self.functions(pdb, rva) if pdb else []
+
+    def functions(self, pdb: Pdb, rva: int, function_start: int | None = None) -> list[SourceFrame]:
+        """As `lookup`, in an open PDB. function_start: as for `Pdb.lookup`."""
         try:
-            return pdb.lookup(rva)
+            return pdb.lookup(rva, function_start)
         except PdbError as error:
-            self._warn(str(error))
+            self.warn(str(error))
             return []
 
     def used(self, identity: PdbIdentity) -> Path | None:
         """The PDB that lookups in an image were answered from."""
-        pdb = self._pdbs.get(identity)
+        pdb = self._used.get(identity)
         return pdb.path if pdb else None
 
-    def _pdb(self, identity: PdbIdentity) -> Pdb | None:
-        if identity not in self._pdbs:
-            self._pdbs[identity] = self._find(identity)
-        return self._pdbs[identity]
-
-    def _find(self, identity: PdbIdentity) -> Pdb | None:
-        if not self._folders:
-            self._warn("no symbol path was given: functions, files and lines are missing")
-            return None
-        refused: list[str] = []
-        for path in candidates(self._folders, identity):
-            try:
-                pdb = open_pdb(path)
-            except PdbError as error:
-                refused.append(str(error))
-                continue
-            if (pdb.guid, pdb.age) == (identity.guid, identity.age):
-                return pdb
-            refused.append(
-                f"{path} is of another build ({pdb.guid.hex.upper()}{pdb.age:X}, wanted "
-                f"{identity.key}) and is not used"
-            )
-        folders = ", ".join(map(str, self._folders))
-        for warning in refused or [f"no PDB {identity} in {folders}"]:
-            self._warn(warning)
-        return None
-
-    def _warn(self, text: str) -> None:
+    def warn(self, text: str) -> None:
+        """Keeps a warning, once."""
         if text not in self.warnings:
             self.warnings.append(text)
+
+
+def open_image(path: Path) -> Image:
+    """An image file, mapped. Raises DumpError where it is no 64-bit image."""
+    try:
+        with path.open("rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:  # ValueError: it is empty
+        raise DumpError(str(path), expected="an image file", found=str(error)) from error
+    return image_in_file(data, str(path))

@@ -1,21 +1,27 @@
-"""A PDB, read by symbolic where that is installed."""
+"""Functions by address out of a PDB: by symbolic where that is installed, else by our own reader.
+
+symbolic adds inlined functions, files and lines.
+"""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import re
 import uuid
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+from crashdump_analysis.symbols.msf import PdbError
+from crashdump_analysis.symbols.pdb_file import PdbFile
+from crashdump_analysis.symbols.pdb_names import PdbNames
+
+__all__ = ["Pdb", "PdbError", "SourceFrame", "open_pdb", "without_symbolic"]
+
 _NO_START = 0xFFFF_FFFF  # what symbolic gives for the start of an inlined function
-_OPEN_PDBS = 16
-
-
-class PdbError(Exception):
-    """A PDB cannot be used; says why and what to do."""
+_OPEN_PDBS = 32
 
 
 @dataclass(frozen=True)
@@ -32,20 +38,37 @@ class SourceFrame:
     inline: bool
 
 
-@dataclass(frozen=True)
 class Pdb:
-    """An open PDB: its identity and its functions."""
+    """An open PDB. Raises PdbError where it is none or cannot be read."""
 
-    path: Path
-    guid: uuid.UUID
-    age: int
-    _symcache: Any
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file = PdbFile(path)
 
-    def lookup(self, rva: int) -> list[SourceFrame]:
-        """The functions at an offset from the image's base, inlined ones before their callers."""
+    @property
+    def guid(self) -> uuid.UUID:
+        """The GUID that its image names."""
+        return self.file.guid
+
+    @property
+    def age(self) -> int:
+        """The age that its image names."""
+        return self.file.age
+
+    def lookup(self, rva: int, function_start: int | None = None) -> list[SourceFrame]:
+        """The functions at an offset from the image's base, inlined ones before their callers.
+
+        function_start: where unwind data says that the function there starts; a public symbol
+        before that is another function's. Raises PdbError.
+        """
+        if self._symcache is None:
+            found = self._names.function(rva)
+            if found is None or (found.size is None and found.start < (function_start or 0)):
+                return []
+            return [SourceFrame(found.name, None, None, found.start, inline=False)]
         try:
-            found = self._symcache.lookup(rva)
-        except _symbolic().SymbolicError as error:
+            frames = self._symcache.lookup(rva)
+        except _symbolic_error() as error:
             raise PdbError(f"{self.path}: symbolic cannot look up {rva:x}: {error}") from error
         return [
             SourceFrame(
@@ -54,42 +77,55 @@ class Pdb:
                 one.line or None,
                 one.sym_addr if one.sym_addr != _NO_START else None,
                 # The last one is the function itself: the others are inlined in it.
-                inline=number < len(found),
+                inline=number < len(frames),
             )
-            for number, one in enumerate(found, start=1)
+            for number, one in enumerate(frames, start=1)
         ]
+
+    @cached_property
+    def _names(self) -> PdbNames:
+        return PdbNames(self.file)
+
+    @cached_property
+    def _symcache(self) -> Any:
+        """symbolic's index of the PDB; None where symbolic is not installed."""
+        if without_symbolic():
+            return None
+        # Imported when first needed: it takes longer than a triage without it.
+        symbolic = importlib.import_module("symbolic")
+        try:
+            for pdb in symbolic.Archive.open(str(self.path)).iter_objects():
+                return pdb.make_symcache()
+        except (symbolic.SymbolicError, ValueError) as error:
+            raise PdbError(f"{self.path} cannot be read: {error}") from error
+        raise PdbError(f"{self.path} holds no debug information")
+
+
+def without_symbolic() -> bool:
+    """Whether the package symbolic is missing, so that there are no inlined functions and lines."""
+    try:
+        return importlib.util.find_spec("symbolic") is None
+    except ValueError:  # it was blocked in this process
+        return True
+
+
+def _symbolic_error() -> type[Exception]:
+    error: type[Exception] = importlib.import_module("symbolic").SymbolicError
+    return error
 
 
 def open_pdb(path: Path) -> Pdb:
     """Opens a PDB; the last few stay open. Raises PdbError."""
     try:
         status = path.stat()
+        return _open(path, status.st_mtime_ns, status.st_size, without_symbolic())
     except OSError as error:
         raise PdbError(f"{path}: {error.strerror}") from error
-    return _open(path, status.st_mtime_ns, status.st_size)
 
 
 @lru_cache(maxsize=_OPEN_PDBS)
-def _open(path: Path, mtime: int, size: int) -> Pdb:
-    try:
-        symbolic = _symbolic()
-    except ImportError as error:
-        raise PdbError(
-            f"{path} is there, but reading PDBs needs the package symbolic: "
-            "pip install 'bugcheck-lab[symbols]'"
-        ) from error
-    try:
-        for pdb in symbolic.Archive.open(str(path)).iter_objects():
-            guid, _, age = str(pdb.debug_id).rpartition("-")
-            return Pdb(path, uuid.UUID(guid), int(age, 16), pdb.make_symcache())
-    except (symbolic.SymbolicError, ValueError) as error:
-        raise PdbError(f"{path} cannot be read: {error}") from error
-    raise PdbError(f"{path} holds no debug information")
-
-
-def _symbolic() -> Any:
-    """The package, imported when first needed: it takes longer than a triage without it."""
-    return importlib.import_module("symbolic")
+def _open(path: Path, mtime: int, size: int, plain: bool) -> Pdb:
+    return Pdb(path)
 
 
 def bare_name(name: str) -> str:

@@ -59,16 +59,17 @@ class PdbFile:
         head = info.read(0, 28) if info else b""
         if len(head) < 28:
             raise PdbError(f"{path} is damaged: it has no info stream")
-        version, _, self.age = struct.unpack_from("<III", head)
+        version, _, age = struct.unpack_from("<III", head)
         if version < _VC70:
             raise PdbError(f"{path} is of an old kind without a GUID (version {version})")
         self.guid = uuid.UUID(bytes_le=head[12:28])
         self.dbi = self._file.stream(_DBI)
         self._header = self.dbi.read(0, _DBI_HEADER) if self.dbi else b""
         if len(self._header) == _DBI_HEADER:
-            (self.age,) = struct.unpack_from("<I", self._header, 8)
+            (age,) = struct.unpack_from("<I", self._header, 8)
         else:
             self.dbi, self._header = None, bytes(_DBI_HEADER)
+        self.age: int = age
 
     @property
     def key(self) -> str:

@@ -10,7 +10,7 @@ import pefile
 import pytest
 
 from crashdump_analysis.image import PdbIdentity, image_in_file
-from crashdump_analysis.symbols import Symbols
+from crashdump_analysis.symbols import SourceFrame, Symbols
 from crashdump_analysis.symbols.pdb import bare_name
 from tests.support.sensor import VARIANTS, built, source_function
 from tests.support.symbols import places
@@ -149,12 +149,19 @@ def test_a_name_out_of_a_dump_leads_nowhere_else(tmp_path: Path, name: str) -> N
     assert Symbols([tmp_path]).lookup(which, 0x1000) == []
 
 
-def test_without_symbolic_a_warning_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_symbolic_functions_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our own reader names them; a warning says what is missing and how to get it."""
+    expected = function_starts()
     monkeypatch.setitem(sys.modules, "symbolic", None)  # what importing then raises is ImportError
-    which = identity("b-o2")
-    symbols = Symbols([built("b-o2")])
-    assert symbols.lookup(which, 0x1000) == []
-    assert "pip install 'bugcheck-lab[symbols]'" in symbols.warnings[0]
+    which = identity("a-o2")
+    symbols = Symbols([built("a-o2")])
+    for start, function in expected.items():
+        for rva in (start, start + 1):
+            (found,) = symbols.lookup(which, rva)
+            assert found == SourceFrame(function, None, None, start, inline=False)
+    (warning,) = symbols.warnings
+    assert "pip install 'bugcheck-lab[symbols]'" in warning
+    assert "lines" in warning
 
 
 @pytest.mark.parametrize(
