@@ -14,8 +14,7 @@ from __future__ import annotations
 import struct
 import sys
 from array import array
-from bisect import bisect_left, bisect_right
-from itertools import accumulate
+from bisect import bisect_right
 from mmap import mmap
 from typing import ClassVar
 
@@ -68,25 +67,26 @@ class RangeDump(PhysicalDump):
         table = array("Q", self.data[_RANGES : _RANGES + 16 * min(room, _MAX_RANGES)])
         if sys.byteorder == "big":
             table.byteswap()
-        first, count = table[0::2], table[1::2]
-        used = first.index(0) if 0 in first else len(first)
-        if used == _MAX_RANGES:
-            raise self._error(used, f"no more than {_MAX_RANGES} ranges of pages", "another")
-        for number, one in enumerate(count[:used]):
-            if not 0 < one <= _MAX_PAGES or first[number] > _MAX_PAGES:
+        first, count, before = table[0::2], table[1::2], array("Q")
+        total = 0
+        for number, (page, many) in enumerate(zip(first, count, strict=True)):
+            if page == 0 or (pages is not None and total >= pages):
+                break
+            if not 0 < many <= _MAX_PAGES or page > _MAX_PAGES:
                 raise self._error(
-                    number, "a range of physical pages", f"{one} from page 0x{first[number]:x}"
+                    number, "a range of physical pages", f"{many} from page 0x{page:x}"
                 )
-        before = array("Q", accumulate(count[:used], initial=0))
-        if pages is not None:
-            used = bisect_left(before, pages)
-            if used == len(before) or before[used] != pages:
-                raise DumpError(
-                    f"{self.where} at 0x{_METADATA + 8:x}",
-                    expected=f"a number of pages that ends a range, up to {before[-1]}",
-                    found=str(pages),
-                )
-        order = sorted(range(used), key=first.__getitem__)
+            before.append(total)
+            total += many
+        if len(before) == _MAX_RANGES:
+            raise self._error(_MAX_RANGES, f"no more than {_MAX_RANGES} ranges of pages", "another")
+        if pages not in (None, total):
+            raise DumpError(
+                f"{self.where} at 0x{_METADATA + 8:x}",
+                expected=f"{total} pages, as the ranges have",
+                found=str(pages),
+            )
+        order = sorted(range(len(before)), key=first.__getitem__)
         self._first = array("Q", map(first.__getitem__, order))
         self._count = array("Q", map(count.__getitem__, order))
         self._before = array("Q", map(before.__getitem__, order))
