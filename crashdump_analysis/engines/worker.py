@@ -37,7 +37,8 @@ class Channel(Protocol):
     def exchange(self, request: bytes, deadline: float) -> bytes:
         """Writes a request (or nothing) and gives the next line; `deadline` in seconds.
 
-        Raises TimeoutError, and EOFError where the worker has ended.
+        Raises TimeoutError, EOFError where the worker has ended, and EngineError where the way to
+        it is cut.
         """
 
     def last_words(self) -> str:
@@ -203,6 +204,9 @@ class WorkerEngine(ABC):
         assert self._channel is not None
         try:
             line = self._channel.exchange(request, deadline)
+        except EngineError:
+            self._end()
+            raise
         except TimeoutError:
             self._end()
             raise EngineError(
