@@ -23,6 +23,7 @@ VOLATILE: Final = (0, 1, 2, 8, 9, 10, 11)
 
 CONTEXT_SIZE: Final = 0x4D0
 CONTEXT_FLAGS: Final = 0x30
+CONTEXT_RSP: Final = 0x98
 CONTEXT_RIP: Final = 0xF8
 _AMD64_CONTROL = 0x100001  # ContextFlags: x64, and rip, rsp, eflags are valid
 _PROCESSOR_BITS = 0x07FF_0001  # bits 27 and up tell of exceptions

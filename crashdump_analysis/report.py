@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 from crashdump_analysis.report_text import as_text
 
 SCHEMA: Final = Path(__file__).with_name("report.schema.json")
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 Confidence = Literal["high", "medium", "low", "none"]
 
@@ -34,12 +34,16 @@ class DumpInfo:
 
 @dataclass(frozen=True)
 class Machine:
-    """The crashed machine. `build` is the Windows build's number, `build_lab` its text."""
+    """The crashed machine. `build` is the Windows build's number, `build_lab` its text.
+
+    debugger_data: how KDDEBUGGER_DATA64 lay in the dump; None where it could not be read.
+    """
 
     architecture: str
     processors: int
     build: int
     build_lab: str
+    debugger_data: Literal["plain", "encoded"] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,47 @@ class LoadedModule:
     checksum: int
     pdb: str | None
     symbols: str | None
+
+
+@dataclass(frozen=True)
+class Processor:
+    """The processor that crashed, its thread and process; what is not known is None.
+
+    irql: when it saved its state on the way into the bug check. thread and process: addresses of
+    ETHREAD and EPROCESS. process_name: at most 14 characters, as the kernel keeps it. sources: how
+    these were found, in words.
+    """
+
+    number: int | None = None
+    irql: int | None = None
+    thread: int | None = None
+    thread_id: int | None = None
+    process: int | None = None
+    process_id: int | None = None
+    process_name: str | None = None
+    sources: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class UnloadedDriver:
+    """An image that is no longer loaded: where it was, and when it went (UTC), if that is known.
+
+    name: its file's; a triage dump keeps only the first 12 characters.
+    """
+
+    name: str
+    start: int
+    end: int
+    time: datetime | None
+
+
+@dataclass(frozen=True)
+class SecondaryData:
+    """What a driver's bug check callback added: GUID, what it is called if known, size in bytes."""
+
+    tag: str
+    name: str | None
+    size: int
 
 
 @dataclass(frozen=True)
@@ -164,6 +209,9 @@ class Report:
     stack: tuple[StackFrame, ...]
     modules: tuple[LoadedModule, ...]
     warnings: tuple[str, ...]
+    processor: Processor = Processor()
+    unloaded_drivers: tuple[UnloadedDriver, ...] = ()
+    secondary_data: tuple[SecondaryData, ...] = ()
     schema: int = SCHEMA_VERSION
 
     def to_dict(self) -> dict[str, Any]:

@@ -16,7 +16,19 @@ _REGISTERS = (
     ("r8", "r9", "r10"),
     ("r11", "r12", "r13"),
     ("r14", "r15", "efl"),
+    # ARM64
+    *((f"x{number}", f"x{number + 1}", f"x{number + 2}") for number in range(0, 27, 3)),
+    ("x27", "x28", "fp"),
+    ("lr", "sp", "pc"),
+    ("cpsr",),
 )
+_IRQL = {
+    0: "PASSIVE_LEVEL",
+    1: "APC_LEVEL",
+    2: "DISPATCH_LEVEL",
+    13: "CLOCK_LEVEL",
+    15: "HIGH_LEVEL",
+}
 
 
 def as_text(report: Report) -> str:
@@ -25,9 +37,12 @@ def as_text(report: Report) -> str:
         (
             *_bug_check(report),
             *_culprit(report),
+            *_processor(report),
             *_context(report),
             *_stack(report),
             *_modules(report),
+            *_unloaded_drivers(report),
+            *_secondary_data(report),
             *_about(report),
         )
     )
@@ -55,6 +70,26 @@ def _culprit(report: Report) -> Iterator[str]:
     yield f"BUCKET   {bucket.id}"
     yield f"         {bucket.hash}"
     yield f"FAMILY   {bucket.family}"
+    yield ""
+
+
+def _processor(report: Report) -> Iterator[str]:
+    one = report.processor
+    if one.number is None and one.thread is None:
+        return
+    irql = "" if one.irql is None else f", IRQL {one.irql}"
+    if one.irql in _IRQL:
+        irql += f" ({_IRQL[one.irql]})"
+    number = "unknown" if one.number is None else one.number
+    yield f"PROCESSOR  {number}{irql}"
+    for kind, address, identifier, name in (
+        ("process", one.process, one.process_id, one.process_name),
+        ("thread", one.thread, one.thread_id, None),
+    ):
+        if address is not None:
+            known = f"{name or ''}{' ' if name else ''}"
+            known += f"({identifier})" if identifier is not None else "(number unknown)"
+            yield f"  {kind:7} {address:016x}  {known}"
     yield ""
 
 
@@ -113,6 +148,25 @@ def _modules(report: Report) -> Iterator[str]:
             f"  {one.base:016x} {one.base + one.size:016x} {one.name:16} {one.image} "
             f"{timestamp}{symbols}"
         )
+    yield ""
+
+
+def _unloaded_drivers(report: Report) -> Iterator[str]:
+    if not report.unloaded_drivers:
+        return
+    yield "UNLOADED DRIVERS"
+    for one in report.unloaded_drivers:
+        time = f"  {one.time.isoformat(timespec='seconds')}" if one.time else ""
+        yield f"  {one.start:016x} {one.end:016x} {one.name}{time}"
+    yield ""
+
+
+def _secondary_data(report: Report) -> Iterator[str]:
+    if not report.secondary_data:
+        return
+    yield "SECONDARY DATA"
+    for one in report.secondary_data:
+        yield f"  {one.tag} {one.size:>9} bytes  {one.name or 'unknown'}"
     yield ""
 
 

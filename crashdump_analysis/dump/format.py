@@ -61,6 +61,16 @@ class DumpFormat(ABC):
         """The EPROCESS of that thread."""
         return None
 
+    @property
+    def unloaded_drivers(self) -> bytes | None:
+        """The list of unloaded drivers in the form that triage dumps have."""
+        return None
+
+    @property
+    def end(self) -> int:
+        """Where in the file the dump itself ends, and secondary data may follow."""
+        return self.required_size
+
 
 class PhysicalDump(DumpFormat):
     """A dump of physical pages, which the machine's own page tables make virtual memory of."""

@@ -85,6 +85,7 @@ class DumpHeader:
     directory_table_base: PhysicalAddress
     ps_loaded_module_list: VirtualAddress
     debugger_data: VirtualAddress
+    ps_active_process_head: VirtualAddress
 
     @property
     def stop_code(self) -> int:
@@ -92,6 +93,20 @@ class DumpHeader:
         if self.bug_check_code >> 28 == 1:
             return self.bug_check_code & ~_EXCEPTION_FORM
         return self.bug_check_code
+
+    @property
+    def bug_check_text(self) -> str | None:
+        """What stands in the bug check's fields if that is text and no bug check; else None.
+
+        DumpIt writes words there: its files are the memory of a machine that did not crash.
+        """
+        fields = [
+            value.to_bytes(8, "little").rstrip(b"\0")
+            for value in (self.bug_check_code, *self.parameters)
+        ]
+        if all(len(one) >= 4 and one.isascii() and one.decode().isprintable() for one in fields):
+            return b" ".join(fields).decode()
+        return None
 
     @property
     def type_name(self) -> str:
@@ -125,7 +140,7 @@ def read_header(
             where, expected=f"a header of {HEADER_SIZE} bytes", found=f"{len(data)} bytes"
         )
     build, directory_table_base = struct.unpack_from("<IQ", data, 0x0C)
-    (module_list,) = struct.unpack_from("<Q", data, 0x20)
+    module_list, process_list = struct.unpack_from("<QQ", data, 0x20)
     machine, processors, code = struct.unpack_from("<3I", data, 0x30)
     (debugger_data,) = struct.unpack_from("<Q", data, 0x80)
     dump_type, required, time = struct.unpack_from("<I4xQQ", data, 0xF98)
@@ -134,7 +149,7 @@ def read_header(
         dump_type,
         code,
         struct.unpack_from("<4Q", data, 0x40),
-        _time(time),
+        filetime(time),
         timedelta(microseconds=uptime // 10) if uptime not in (0, _FILLER_64) else None,
         required if required not in (0, _FILLER_64) else None,
         build,
@@ -143,6 +158,7 @@ def read_header(
         PhysicalAddress(directory_table_base),
         VirtualAddress(module_list),
         VirtualAddress(debugger_data),
+        VirtualAddress(process_list),
     )
 
 
@@ -170,10 +186,11 @@ def _about_32(data: bytes) -> str:
     return f" of type {dump_type} {name}, bug check 0x{code:X}, parameters {values}"
 
 
-def _time(filetime: int) -> datetime | None:
-    if filetime in (0, _FILLER_64):
+def filetime(value: int) -> datetime | None:
+    """A FILETIME, 100 ns since 1601, as UTC; None where nothing was written or it cannot be."""
+    if value in (0, _FILLER_64):
         return None
     try:
-        return _FILETIME_EPOCH + timedelta(microseconds=filetime // 10)
+        return _FILETIME_EPOCH + timedelta(microseconds=value // 10)
     except OverflowError:
         return None

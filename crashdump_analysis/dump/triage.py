@@ -18,6 +18,7 @@ from functools import cached_property
 from mmap import mmap
 from typing import ClassVar, Final
 
+from crashdump_analysis.addresses import KERNEL_SPACE
 from crashdump_analysis.dump.format import DumpFormat
 from crashdump_analysis.dump.header import HEADER_SIZE, MACHINE_ARM64, MACHINE_X64, DumpHeader
 from crashdump_analysis.errors import DumpError
@@ -31,6 +32,9 @@ _MAX_STACK: Final = 1 << 20  # bytes
 _DRIVER_ENTRY: Final = 0x90
 _ENTRY = 8  # of KLDR_DATA_TABLE_ENTRY in a driver entry
 _MAX_NAME: Final = 512  # characters
+_MAX_COPY: Final = 0x10000  # bytes: sizes of structures are 16 bits wide
+_UNLOADED_SIZE: Final = 8 + 50 * 0x38
+_DEBUGGER_OFFSETS = 0x2C2  # bytes of KDDEBUGGER_DATA64 that hold the offsets used here
 
 Piece = tuple[int, int, int]
 """Where in virtual memory a piece starts and ends, and its offset in the file."""
@@ -52,7 +56,7 @@ class TriageDump(DumpFormat):
             )
         fields = struct.unpack_from("<18IQ16xQ6I", data, HEADER_SIZE)
         _, self.required_size, valid = fields[:3]
-        self.unloaded_drivers_offset, self._processor, self._process, self._thread = fields[6:10]
+        self._unloaded_drivers, self._processor, self._process, self._thread = fields[6:10]
         self._stack, self._stack_size = fields[10:12]
         self._drivers, self._driver_count = fields[12:14]
         self.top_of_stack: int = fields[18]
@@ -94,13 +98,61 @@ class TriageDump(DumpFormat):
         size = min(self._stack_size, _MAX_STACK)
         yield [(self.top_of_stack, self.top_of_stack + size, self._stack)]
         yield [(self._page_address, self._page_address + self._page_size, self._page)]
-        size = self._debugger_data_size
+        size = min(self._debugger_data_size, _MAX_COPY)
         yield [(self.header.debugger_data, self.header.debugger_data + size, self._debugger_data)]
+        yield self._copies()
+
+    def _copies(self) -> list[Piece]:
+        """The thread and the process, where memory has them by KDDEBUGGER_DATA64's offsets."""
+        block = self.debugger_data
+        if len(block) < _DEBUGGER_OFFSETS:
+            return []
+        to_process, process_size = struct.unpack_from("<H6xH", block, 0x2A0)
+        to_thread, thread_size = struct.unpack_from("<H10xH", block, 0x2B4)
+        thread = self._pointer(self._processor + to_thread)
+        process = self._pointer(self._thread + to_process)
+        return [
+            (address, address + size, offset)
+            for address, size, offset in (
+                (thread, thread_size, self._thread),
+                (process, process_size, self._process),
+            )
+            if address >= KERNEL_SPACE
+        ]
+
+    def _pointer(self, offset: int) -> int:
+        return int.from_bytes(self.data[offset : offset + 8], "little")
 
     @property
-    def debugger_data(self) -> bytes | None:
+    def debugger_data(self) -> bytes:
         """KDDEBUGGER_DATA64, which lies in the file in plain."""
-        return self.data[self._debugger_data : self._debugger_data + self._debugger_data_size]
+        return self._slice(self._debugger_data, self._debugger_data_size)
+
+    @property
+    def processor_block(self) -> bytes:
+        """The KPRCB; what follows it in the file is behind its end."""
+        return self._slice(self._processor, _MAX_COPY)
+
+    @property
+    def thread(self) -> bytes:
+        """The ETHREAD; what follows it in the file is behind its end."""
+        return self._slice(self._thread, _MAX_COPY)
+
+    @property
+    def process(self) -> bytes:
+        """The EPROCESS; what follows it in the file is behind its end."""
+        return self._slice(self._process, _MAX_COPY)
+
+    @property
+    def unloaded_drivers(self) -> bytes:
+        """The list of unloaded drivers."""
+        return self._slice(self._unloaded_drivers, _UNLOADED_SIZE)
+
+    def _slice(self, offset: int, size: int) -> bytes:
+        """Bytes of the file behind the header; none where the offset says that there are none."""
+        if offset < HEADER_SIZE:
+            return b""
+        return self.data[offset : offset + min(size, _MAX_COPY)]
 
     @cached_property
     def modules(self) -> Modules | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
+from typing import ClassVar
 
 from crashdump_analysis.blame import blame, read_owners
 from crashdump_analysis.bucket import bucket
@@ -13,9 +14,13 @@ from crashdump_analysis.bugchecks import Description, describe
 from crashdump_analysis.bugchecks.faults import Crash, Fault, find_fault
 from crashdump_analysis.debugger_data import DebuggerData, read_debugger_data
 from crashdump_analysis.dump import Dump, open_dump
+from crashdump_analysis.dump.header import MACHINE_ARM64
+from crashdump_analysis.errors import DumpError
 from crashdump_analysis.image import PdbIdentity
 from crashdump_analysis.modules import Module, Modules, loaded_modules
-from crashdump_analysis.registers import from_context
+from crashdump_analysis.processor import crashed_processor
+from crashdump_analysis.registers import Registers, from_context
+from crashdump_analysis.registers_arm64 import arm64_frames, from_arm64_context
 from crashdump_analysis.report import (
     BugCheck,
     BugCheckParameter,
@@ -23,14 +28,16 @@ from crashdump_analysis.report import (
     DumpInfo,
     LoadedModule,
     Machine,
+    Processor,
     Report,
     StackFrame,
+    UnloadedDriver,
 )
+from crashdump_analysis.secondary_data import secondary_data
 from crashdump_analysis.stack import Frame, Images, walk
 from crashdump_analysis.symbols import SourceFrame, Symbols
+from crashdump_analysis.unloaded_drivers import triage_unloaded_drivers, unloaded_drivers
 from crashdump_analysis.unwind import function_start
-
-ENGINE = "portable"
 
 
 def triage(path: str | PathLike[str], symbols: Iterable[str | PathLike[str]] = ()) -> Report:
@@ -41,26 +48,39 @@ def triage(path: str | PathLike[str], symbols: Iterable[str | PathLike[str]] = (
     is a warning in the report.
     """
     with open_dump(path) as dump:
-        return _Analysis(dump, Symbols(map(Path, symbols))).report()
+        return Analysis(dump, Symbols(map(Path, symbols))).report()
 
 
 @dataclass(frozen=True)
 class _Walk:
-    """The stack to show, where on it the fault is, and its registers with their source."""
+    """The stack to show, where on it the fault is, and its registers with their source.
+
+    at_entry: the header's registers are those at the first instruction of KeBugCheckEx.
+    """
 
     frames: Sequence[Frame]
     fault: Fault | None
     index: int
+    at_entry: bool = False
 
 
-class _Analysis:
-    """One dump on its way to a report."""
+class Analysis:
+    """One dump on its way to a report. Another engine overrides what it finds by other means."""
+
+    engine: ClassVar[str] = "portable"
 
     def __init__(self, dump: Dump, symbols: Symbols) -> None:
         self.dump = dump
         self.symbols = symbols
         self.warnings: list[str] = []
         header = dump.header
+        if header.bug_check_text is not None:
+            raise DumpError(
+                f"{dump.path} at 0x38",
+                expected="a bug check's code and parameters",
+                found=f"text in the bug-check fields, {header.bug_check_text!r}: such a file is "
+                "the memory of a machine that did not crash (DumpIt writes words there)",
+            )
         self.memory = dump.memory
         if dump.size < dump.contents.required_size:
             self.warnings.append(
@@ -70,9 +90,12 @@ class _Analysis:
         self.modules = self._modules()
         self.images = Images(self.memory, self.modules)
         self.description: Description = describe(header.stop_code, header.parameters)
+        self._secondary, problems = secondary_data(dump.contents.data, dump.contents.end)
+        self.warnings += problems
 
     def _debugger_data(self) -> DebuggerData | None:
-        found, problems = read_debugger_data(self.memory, self.dump.header.debugger_data)
+        copy = self.dump.contents.debugger_data
+        found, problems = read_debugger_data(self.memory, self.dump.header, copy)
         self.warnings += problems
         return found
 
@@ -104,14 +127,9 @@ class _Analysis:
         image = self.images.of(module) if module else None
         build = f"{image.timestamp:08X}{image.size:x}" if image else "unknown"
         return Report(
-            ENGINE,
+            self.engine,
             self._dump_info(),
-            Machine(
-                header.machine_name,
-                header.processors,
-                header.build,
-                self.debugger_data.build_lab if self.debugger_data else "",
-            ),
+            self._machine(),
             self._bug_check(),
             culprit,
             bucket(
@@ -128,7 +146,39 @@ class _Analysis:
             tuple(stack),
             tuple(self._module(one) for one in self.modules),
             self._all_warnings(),
+            self._processor(),
+            self._unloaded_drivers(),
+            self._secondary,
         )
+
+    def _machine(self) -> Machine:
+        header, data = self.dump.header, self.debugger_data
+        return Machine(
+            header.machine_name,
+            header.processors,
+            header.build,
+            data.build_lab if data else "",
+            ("encoded" if data.decoded else "plain") if data else None,
+        )
+
+    def _processor(self) -> Processor:
+        registers = self._header_registers()
+        return crashed_processor(
+            self.dump.contents, self.debugger_data, registers.rip, registers.rsp
+        )
+
+    def _unloaded_drivers(self) -> tuple[UnloadedDriver, ...]:
+        kept = self.dump.contents.unloaded_drivers
+        if kept is not None:
+            return triage_unloaded_drivers(kept)
+        data = self.debugger_data
+        return unloaded_drivers(self.memory, data) if data else ()
+
+    def _header_registers(self) -> Registers:
+        """The registers in the dump's header; none where the record is of another kind."""
+        if self.dump.header.machine == MACHINE_ARM64:
+            return from_arm64_context(self.dump.context) or Registers()
+        return from_context(self.dump.context)
 
     def _all_warnings(self) -> tuple[str, ...]:
         contents = self.dump.contents.warnings
@@ -157,13 +207,17 @@ class _Analysis:
 
     def _walk(self) -> _Walk:
         """The stack from KeBugCheckEx, and the fault on it; or the stack from the fault."""
-        registers = from_context(self.dump.context)
-        header = self.dump.header
+        header, registers = self.dump.header, self._header_registers()
+        if header.machine == MACHINE_ARM64:
+            self.warnings.append(
+                "stacks of ARM64 are not unwound: the second frame is where lr points to"
+            )
+            return _Walk(arm64_frames(registers, self.modules), None, 0)
         crash = Crash(
             header.stop_code, header.parameters, self.memory, registers, (), self.debugger_data
         )
         at_entry = crash.raw_parameter(0) is not None
-        frames, problems = walk(self.memory, self.images, registers, entered=at_entry)
+        frames, problems = self._stack(registers, entered=at_entry)
         crash = replace(crash, stack=frames)
         fault = find_fault(self.description.family, crash)
         if fault is None:
@@ -172,7 +226,7 @@ class _Analysis:
                     f"the registers at the fault of a {self.description.name} were not found"
                 )
             self.warnings += problems
-            return _Walk(frames, None, 0)
+            return _Walk(frames, None, 0, at_entry)
         place = (fault.registers.rip, fault.registers.rsp)
         for index, frame in enumerate(frames):
             if (frame.registers.rip, frame.registers.rsp) == place and not frame.guess:
@@ -180,7 +234,7 @@ class _Analysis:
                 # A trap frame holds some of the registers, and the walk knows others.
                 whole = fault.registers.completed_by(frame.registers)
                 return _Walk(frames, replace(fault, registers=whole), index)
-        frames, problems = walk(self.memory, self.images, fault.registers)
+        frames, problems = self._stack_from(fault)
         self.warnings += problems
         if not fault.without_bug_check:
             self.warnings.append(
@@ -188,6 +242,20 @@ class _Analysis:
                 "there"
             )
         return _Walk(frames, fault, 0)
+
+    def _stack(self, registers: Registers, *, entered: bool) -> tuple[list[Frame], list[str]]:
+        """The stack from the dump's registers, and what was wrong with it."""
+        return walk(self.memory, self.images, registers, entered=entered)
+
+    def _stack_from(self, fault: Fault) -> tuple[list[Frame], list[str]]:
+        """The stack from a fault that does not lie on the other one."""
+        return walk(self.memory, self.images, fault.registers)
+
+    def inlined_at(self, address: int) -> list[str]:
+        """The functions inlined at an address, innermost first."""
+        module = self.modules.at(address)
+        functions = self._functions(module, address) if module else []
+        return [one.function for one in functions if one.inline]
 
     def _symbolize(self, walked: _Walk) -> tuple[list[StackFrame], list[int]]:
         """Frames with names, inlined functions as frames of their own; and where each began."""
@@ -241,8 +309,9 @@ class _Analysis:
 
     def _context(self, walked: _Walk, start: int) -> Context:
         if walked.fault is None:
-            registers = from_context(self.dump.context).by_name()
-            return Context("the dump's header, at KeBugCheckEx", registers, None, None, None, 0)
+            source = "the dump's header" + (", at KeBugCheckEx" if walked.at_entry else "")
+            registers = self._header_registers().by_name()
+            return Context(source, registers, None, None, None, 0)
         instruction = walked.fault.registers.rip
         module = self.modules.at(instruction)
         return Context(
@@ -263,7 +332,7 @@ class _Analysis:
             module.path,
             module.base,
             module.size,
-            image.timestamp if image else None,
+            image.timestamp if image else module.timestamp or None,
             module.checksum,
             str(identity) if identity else None,
             str(symbols) if symbols else None,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 PAGE = 0x1000
 FULL, BITMAP_FULL, BITMAP_KERNEL = 1, 5, 6
-FILETIME_2024_07_19 = 133_658_357_400_000_000
+FILETIME = 133_658_357_400_000_000
 """2024-07-19 04:09:00 UTC, in 100 ns since 1601."""
 
 NT_BASE = 0xFFFFF800_10000000
@@ -23,6 +23,12 @@ STACK = 0xFFFFAB00_00010000
 STACK_SIZE = 0x8000
 STRUCTURES = 0xFFFFAC00_00000000
 """Where lists, names and the debugger's block lie."""
+DEBUGGER_DATA, BUILD_LAB, PROCESS_LIST = (STRUCTURES + one for one in (0x8000, 0x8800, 0x8900))
+PROCESSORS, UNLOADED = STRUCTURES + 0xA000, STRUCTURES + 0xB000
+PRCB, ETHREAD, EPROCESS = (STRUCTURES + one for one in (0x20000, 0x10000, 0x11000))
+PRCB_SIZE = 0x800
+TIMESTAMP = 0x669A0000
+"""Of every synthetic image."""
 
 _INTEGER_REGISTERS = (
     *("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi"),
@@ -77,6 +83,20 @@ class AddressSpace:
             page[offset : offset + len(piece)] = piece
             at += len(piece)
 
+    def peek(self, address: int, size: int) -> bytes:
+        """Virtual memory as it is; what is not mapped is an error."""
+        out = bytearray()
+        while len(out) < size:
+            at, table = address + len(out), self.root
+            for shift in (39, 30, 21, 12):
+                index = at >> shift & 0x1FF
+                (entry,) = struct.unpack_from("<Q", self.pages[table], index * 8)
+                assert entry, f"{at:x} is not mapped"
+                table = entry >> 12 & 0xFFFFFFFFFF
+            page = self.pages[table]
+            out += page[at % PAGE : at % PAGE + size - len(out)]
+        return bytes(out)
+
     def read(self, address: int, size: int) -> bytes | None:
         """Physical memory within a page: the reader's protocol for a live machine."""
         page = self.pages.get(address >> 12)
@@ -128,7 +148,7 @@ def pe_image(
     functions: Sequence[Function] = (),
     *,
     pdb: tuple[str, bytes, int] | None = None,
-    timestamp: int = 0x669A0000,
+    timestamp: int = TIMESTAMP,
     text_size: int = 0x2000,
 ) -> bytes:
     """A PE32+ image as it lies in memory: headers, .text at 0x1000, .rdata behind it.
@@ -177,7 +197,10 @@ def pe_image(
 class SyntheticMachine:
     """A crashed x64 machine. `registers` are the header's, by name; `parameters` the bug check's.
 
-    `modules`: what was loaded, as (file name, base address, size), in load order.
+    `modules`: what was loaded, as (file name, base address, size), in load order. `unloaded`: what
+    was before, the last that went first. `process`: the image's name, the numbers of the process
+    and its thread that ran on the `processor` that crashed. `encoding`: KiWaitNever, KiWaitAlways
+    and the address that KDDEBUGGER_DATA64 is encoded with; None for plain.
     """
 
     code: int = 0xD1
@@ -187,7 +210,12 @@ class SyntheticMachine:
     modules: list[tuple[str, int, int]] = field(default_factory=list)
     machine: int = 0x8664
     build: int = 19041
-    encoded_debugger_data: bool = False
+    encoding: tuple[int, int, int] | None = None
+    process: tuple[str, int, int] = ("System", 4, 0x2C)
+    irql: int = 2
+    processor: int = 0
+    processors: int = 1
+    unloaded: list[tuple[str, int, int]] = field(default_factory=list)
 
     def load(self, name: str, base: int, image: bytes) -> None:
         """Loads an image: its bytes at its base, and an entry in the list of modules."""
@@ -214,21 +242,23 @@ class SyntheticMachine:
         numbers = sorted(self.space.pages)
         pages = b"".join(self.space.pages[number] for number in numbers)
         if dump_type == FULL:
-            return self._header(dump_type, numbers, 0x2000 + len(pages)) + pages
+            return self.header(dump_type, 0x2000 + len(pages), numbers) + pages
         bits = -(-(numbers[-1] + 1) // 64) * 64
         bitmap = sum(1 << number for number in numbers).to_bytes(bits // 8, "little")
         first = 0x2000 + -(-(0x38 + len(bitmap)) // PAGE) * PAGE
         summary = struct.pack("<8s24xQQQ", b"SDMPDUMP", first, len(numbers), bits) + bitmap
-        header = self._header(dump_type, numbers, first + len(pages))
+        header = self.header(dump_type, first + len(pages), numbers)
         return header + summary.ljust(first - 0x2000, b"\0") + pages
 
-    def _header(self, dump_type: int, numbers: Sequence[int], size: int) -> bytes:
+    def header(self, dump_type: int, size: int, numbers: Sequence[int] = ()) -> bytes:
+        """DUMP_HEADER64 of a dump of that type and size. numbers: of the pages in it."""
         header = bytearray(b"PAGE" * 0x800)
         struct.pack_into("<8sII", header, 0, b"PAGEDU64", 15, self.build)
-        struct.pack_into("<QQQQ", header, 0x10, self.space.root << 12, 0, self.module_list, 0)
-        struct.pack_into("<IIII", header, 0x30, self.machine, 1, self.code, 0)
+        lists = (self.module_list, PROCESS_LIST)
+        struct.pack_into("<QQQQ", header, 0x10, self.space.root << 12, 0, *lists)
+        struct.pack_into("<IIII", header, 0x30, self.machine, self.processors, self.code, 0)
         struct.pack_into("<4Q", header, 0x40, *self.parameters)
-        struct.pack_into("<Q", header, 0x80, STRUCTURES + 0x8000)
+        struct.pack_into("<Q", header, 0x80, DEBUGGER_DATA)
         runs: list[list[int]] = []
         for number in numbers:
             if runs and sum(runs[-1]) == number:
@@ -240,8 +270,9 @@ class SyntheticMachine:
             struct.pack_into("<IIQ", header, 0x88, len(runs), 0, len(numbers))
             for index, run in enumerate(runs):
                 struct.pack_into("<QQ", header, 0x98 + 16 * index, *run)
-        header[0x348 : 0x348 + 0x4D0] = context_record(self.registers)
-        struct.pack_into("<IIQQ", header, 0xF98, dump_type, 0, size, FILETIME_2024_07_19)
+        record = self.context_record()
+        header[0x348 : 0x348 + len(record)] = record
+        struct.pack_into("<IIQQ", header, 0xF98, dump_type, 0, size, FILETIME)
         struct.pack_into("<Q", header, 0x1030, 90 * 10_000_000)  # up for 90 s
         return bytes(header)
 
@@ -255,19 +286,94 @@ class SyntheticMachine:
             data = bytearray(0xA0)
             struct.pack_into("<QQ", data, 0, links[number + 2], links[number])
             struct.pack_into("<QQI", data, 0x30, base, base + 0x1000, size)
+            struct.pack_into("<I", data, 0x80, TIMESTAMP)
             struct.pack_into("<HHIQ", data, 0x48, len(path), len(path), 0, entry + 0x120)
             struct.pack_into("<HHIQ", data, 0x58, len(text), len(text), 0, entry + 0xA0)
             self.space.write(entry, bytes(data))
             self.space.write(entry + 0xA0, text)
             self.space.write(entry + 0x120, path)
+        self._write_processors()
+        self._write_unloaded_drivers()
+        self.space.write(BUILD_LAB, b"19041.1.amd64fre.synthetic\0")
+        block = self.debugger_data()
+        if self.encoding:
+            block = encoded(block, *self.encoding)
+        self.space.write(DEBUGGER_DATA, block)
+
+    def debugger_data(self) -> bytes:
+        """KDDEBUGGER_DATA64 in plain; the offsets are those of build 19041."""
         block = bytearray(0x380)
         block[0x10:0x14] = b"KDBG"
         struct.pack_into("<IQ", block, 0x14, len(block), self.modules[0][1] if self.modules else 0)
-        struct.pack_into("<Q", block, 0x208, STRUCTURES + 0x8800)
-        self.space.write(STRUCTURES + 0x8800, b"19041.1.amd64fre.synthetic\0")
-        if self.encoded_debugger_data:
-            block = bytearray(byte ^ 0xA5 for byte in block)
-        self.space.write(STRUCTURES + 0x8000, bytes(block))
+        struct.pack_into("<QQ", block, 0x48, self.module_list, PROCESS_LIST)
+        struct.pack_into("<Q", block, 0x208, BUILD_LAB)
+        struct.pack_into("<QQQ", block, 0x218, PROCESSORS, UNLOADED, UNLOADED + 8)
+        struct.pack_into("<HHH", block, 0x29C, 0x58, 0x28, 0xB8)  # KTHREAD: stacks, process
+        struct.pack_into("<HHHH", block, 0x2A8, 0xA40, 0x550, 0x540, 0x28)  # EPROCESS: size ...
+        struct.pack_into("<HHH", block, 0x2B0, PRCB_SIZE, 0x3000, 0x08)
+        struct.pack_into("<HHH", block, 0x2BC, 0x1F0, 0x24, 0x898)
+        struct.pack_into("<H", block, 0x2F2, 0x100)
+        struct.pack_into("<H", block, 0x338, 0x700)
+        return bytes(block)
+
+    def context_record(self) -> bytes:
+        """The header's CONTEXT."""
+        if self.machine == 0xAA64:
+            return arm64_context_record(self.registers)
+        return context_record(self.registers)
+
+    def _write_processors(self) -> None:
+        """KPRCBs; the one that crashed has the header's context and runs the process."""
+        self.write_u64(PROCESSORS, *(PRCB + 0x1000 * one for one in range(self.processors)))
+        for number in range(self.processors):
+            address, crashed = PRCB + 0x1000 * number, number == self.processor
+            block = bytearray(PRCB_SIZE)
+            struct.pack_into("<Q", block, 0x08, ETHREAD if crashed else 0)
+            struct.pack_into("<I", block, 0x24, number)
+            struct.pack_into("<Q", block, 0x100 + 0xA0, self.irql)
+            record = self.context_record() if crashed else bytes(0x4D0)
+            block[0x1F0 : 0x1F0 + len(record)] = record
+            self.space.write(address, bytes(block))
+        name, process_id, thread_id = self.process
+        thread = bytearray(0x898)
+        struct.pack_into("<Q", thread, 0x28, STACK + STACK_SIZE)
+        struct.pack_into("<Q", thread, 0xB8, EPROCESS)
+        struct.pack_into("<QQ", thread, 0x478, process_id, thread_id)
+        self.space.write(ETHREAD, bytes(thread))
+        process = bytearray(0xA40)
+        struct.pack_into("<QQQ", process, 0x440, process_id, PROCESS_LIST, PROCESS_LIST)
+        struct.pack_into("<15sB", process, 0x5A8, name.encode(), 2)
+        self.space.write(EPROCESS, bytes(process))
+
+    def _write_unloaded_drivers(self) -> None:
+        """MmUnloadedDrivers, MmLastUnloadedDriver behind it, and the array of 50."""
+        array = UNLOADED + 0x100
+        self.write_u64(UNLOADED, array, len(self.unloaded))
+        self.space.write(array, bytes(50 * 0x28))
+        for number, (name, start, end) in enumerate(reversed(self.unloaded)):
+            text, place = name.encode("utf-16-le"), UNLOADED + 0x1000 + 0x40 * number
+            self.space.write(place, text)
+            entry = struct.pack("<HH4xQQQQ", len(text), len(text), place, start, end, FILETIME)
+            self.space.write(array + 0x28 * number, entry)
+
+
+def encoded(block: bytes, wait_never: int, wait_always: int, address: int) -> bytes:
+    """KDDEBUGGER_DATA64 as Windows 8 and later keep it: the inverse of the published decoding."""
+    turn, out = wait_never & 0x3F, []
+    for (word,) in struct.iter_unpack("<Q", block):
+        swapped = int.from_bytes((word ^ wait_always).to_bytes(8, "little"), "big") ^ address
+        turned = (swapped >> turn | swapped << (64 - turn)) & (1 << 64) - 1
+        out.append(turned ^ wait_never)
+    return struct.pack(f"<{len(out)}Q", *out)
+
+
+def arm64_context_record(registers: Mapping[str, int]) -> bytes:
+    """An ARM64 CONTEXT with those registers: x0 to x28, fp, lr, sp, pc, cpsr."""
+    record = bytearray(0x390)
+    struct.pack_into("<II", record, 0, 0x40001F, registers.get("cpsr", 0x60000005))
+    names = (*(f"x{number}" for number in range(29)), "fp", "lr", "sp", "pc")
+    struct.pack_into("<33Q", record, 8, *(registers.get(name, 0) for name in names))
+    return bytes(record)
 
 
 def context_record(registers: Mapping[str, int], flags: int = 0x10001F) -> bytes:

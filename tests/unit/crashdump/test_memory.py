@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 
+import pytest
+
+from crashdump_analysis import read_header
 from crashdump_analysis.addresses import VirtualAddress
 from crashdump_analysis.debugger_data import read_debugger_data
 from crashdump_analysis.memory import PagedMemory
@@ -12,6 +16,7 @@ from tests.support.synthetic_dump import (
     DRIVER_BASE,
     NT_BASE,
     PAGE,
+    PRCB,
     STRUCTURES,
     AddressSpace,
     SyntheticMachine,
@@ -189,21 +194,54 @@ def test_module_names() -> None:
 
 def test_debugger_data() -> None:
     machine = machine_with_modules(1)
-    machine.dump()
-    data, problems = read_debugger_data(memory_of(machine.space), STRUCTURES + 0x8000)
+    header = read_header(machine.dump()[:0x2000])
+    data, problems = read_debugger_data(memory_of(machine.space), header)
     assert problems == []
     assert data is not None
+    assert not data.decoded
     assert data.kernel_base == NT_BASE
     assert data.build_lab == "19041.1.amd64fre.synthetic"
-    assert data.processor_context(0) is None
+    assert data.processor_block(0) == PRCB
+    assert data.processor_context(0) == 0
 
 
-def test_debugger_data_that_is_encoded_or_missing() -> None:
+def test_debugger_data_that_is_missing_or_none() -> None:
     machine = machine_with_modules(1)
-    machine.encoded_debugger_data = True
-    machine.dump()
+    header = read_header(machine.dump()[:0x2000])
+    machine.space.write(HIGH, bytes(PAGE))
+    machine.space.write(HIGH + PAGE, bytes(range(1, 251)) * 16)
     memory = memory_of(machine.space)
-    for address, told in ((STRUCTURES + 0x8000, "encoded"), (HIGH, "not in the dump")):
-        data, problems = read_debugger_data(memory, address)
+    for address, told in (
+        (HIGH - PAGE, "is not in the dump"),
+        (HIGH, "holds only zeros"),
+        (HIGH + PAGE, "or it is none"),
+    ):
+        asked = replace(header, debugger_data=VirtualAddress(address))
+        data, problems = read_debugger_data(memory, asked)
         assert data is None
         assert told in problems[0]
+
+
+@pytest.mark.parametrize("wait_never", [0, 1, 0x3F, 0x0123456789ABCDEF, 0xFEDCBA98765432C0])
+def test_encoded_debugger_data_is_decoded_by_what_the_header_says(wait_never: int) -> None:
+    machine = machine_with_modules(1)
+    machine.encoding = (wait_never, 0x8BADF00DCAFEBABE, 0xFFFFF80312345670)
+    header = read_header(machine.dump()[:0x2000])
+    memory = memory_of(machine.space)
+    assert b"KDBG" not in (memory.read(header.debugger_data, 0x20) or b"")
+    data, problems = read_debugger_data(memory, header)
+    assert problems == []
+    assert data is not None
+    assert data.decoded
+    assert data.kernel_base == NT_BASE
+    assert data.build_lab == "19041.1.amd64fre.synthetic"
+    for offset in (0x20, 0x28):  # PsLoadedModuleList and PsActiveProcessHead
+        other = bytearray(machine.dump()[:0x2000])
+        struct.pack_into("<Q", other, offset, HIGH)
+        data, problems = read_debugger_data(memory, read_header(other))
+        assert data is None
+        assert "encoded" in problems[0]
+        # One of the two is enough where the header lacks the other.
+        other[offset : offset + 8] = b"PAGEPAGE"
+        data, _ = read_debugger_data(memory, read_header(other))
+        assert data is not None

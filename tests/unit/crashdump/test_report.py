@@ -16,7 +16,7 @@ from crashdump_analysis import DumpError, triage
 from crashdump_analysis.image_identity import expected_image, image_identity, loaded_image
 from crashdump_analysis.memory import PagedMemory
 from crashdump_analysis.modules import Module
-from crashdump_analysis.report import SCHEMA
+from crashdump_analysis.report import SCHEMA, Processor
 from crashdump_analysis.triage import main
 from images.test_kernel.build import BUILT
 from tests.support.sensor import built
@@ -27,6 +27,7 @@ from tests.support.synthetic_dump import (
     FAULT_RIP,
     FULL,
     PAGE,
+    STACK,
     AddressSpace,
     SyntheticMachine,
     crashed_machine,
@@ -103,11 +104,27 @@ def test_a_cut_dump_is_reported_with_a_warning(tmp_path: Path) -> None:
     assert report.bug_check.code == 0xD1
 
 
-def test_an_encoded_debugger_block_is_a_warning(tmp_path: Path) -> None:
+def test_an_encoded_debugger_block_is_decoded(tmp_path: Path) -> None:
     machine = crashed_machine()
-    machine.encoded_debugger_data = True
+    machine.encoding = (0x1122334455667788, 0x99AABBCCDDEEFF00, 0xFFFFF80312345670)
     report = triage(machine.write(tmp_path / "a.dmp"))
+    assert report.machine.debugger_data == "encoded"
+    assert report.machine.build_lab == "19041.1.amd64fre.synthetic"
+    assert report.processor.process_name == "System"
+    assert not any("KDDEBUGGER_DATA64" in one for one in report.warnings)
+
+
+def test_a_debugger_block_that_cannot_be_decoded_is_a_warning(tmp_path: Path) -> None:
+    machine = crashed_machine()
+    machine.encoding = (1, 2, 3)
+    data = bytearray(machine.dump())
+    data[0x28:0x30] = STACK.to_bytes(8, "little")  # the header's PsActiveProcessHead is another
+    path = tmp_path / "a.dmp"
+    path.write_bytes(data)
+    report = triage(path)
     assert any("encoded" in one for one in report.warnings)
+    assert report.machine.debugger_data is None
+    assert report.processor == Processor()
     assert report.modules[0].name == "nt"  # the first of the list is the kernel
     assert report.culprit.module == "victim"
 
