@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, Literal
 
 from crashdump_analysis.debugger_data import DebuggerData
 from crashdump_analysis.memory import Memory
@@ -64,13 +64,15 @@ class Fault:
     """The registers at the fault, and in words how they were found and what the instruction did.
 
     without_bug_check: the machine did not stop by itself, so no stack leads there from
-    KeBugCheckEx.
+    KeBugCheckEx. record: what a debugger's .trap or .cxr is to be given, None where the registers
+    came from no such record.
     """
 
     registers: Registers
     source: str
     event: str = "faulted"
     without_bug_check: bool = False
+    record: tuple[Literal["trap", "cxr"], int] | None = None
 
 
 Rule = Callable[[Crash], Fault | None]
@@ -102,7 +104,8 @@ def context_on_the_stack(crash: Crash) -> Fault | None:
         address = place - CONTEXT_RIP
         registers = read_context(crash.memory, address)
         if registers:
-            return Fault(registers, f"CONTEXT record found on the stack at {address:x}")
+            source = f"CONTEXT record found on the stack at {address:x}"
+            return Fault(registers, source, record=("cxr", address))
     return _trap_frame_on_the_stack(crash, crash.parameters[1])
 
 
@@ -177,12 +180,16 @@ def find_fault(family: str, crash: Crash) -> Fault | None:
 
 def _trap_frame(crash: Crash, address: int | None, source: str) -> Fault | None:
     registers = read_trap_frame(crash.memory, address) if address else None
-    return Fault(registers, f"trap frame at {address:x} ({source})") if registers else None
+    if address is None or registers is None:
+        return None
+    return Fault(registers, f"trap frame at {address:x} ({source})", record=("trap", address))
 
 
 def _context(crash: Crash, address: int | None, source: str) -> Fault | None:
     registers = read_context(crash.memory, address) if address else None
-    return Fault(registers, f"CONTEXT record at {address:x} ({source})") if registers else None
+    if address is None or registers is None:
+        return None
+    return Fault(registers, f"CONTEXT record at {address:x} ({source})", record=("cxr", address))
 
 
 def _trap_frame_on_the_stack(crash: Crash, instruction: int) -> Fault | None:
