@@ -1,0 +1,1 @@
+"""Switching power: one contract, one file a device family."""
