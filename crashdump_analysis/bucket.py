@@ -1,43 +1,48 @@
-"""Which crashes belong together: WinDbg's bucket, and a family that outlives a build.
+"""WinDbg's FAILURE_BUCKET_ID and FAILURE_ID_HASH, to find a crash in other people's output.
 
-FAILURE_BUCKET_ID: `head[_detail]_module!function`, the grammar inferred from published !analyze
-output. FAILURE_ID_HASH: the MD5 of "km:" and the bucket in lower case, UTF-16, as a GUID; verified
-with published pairs.
-
-The family is made of what a source change alone can change: the culprit's module, and the names of
-the innermost functions there as the source has them, functions that the compiler inlined included.
-It holds no addresses, offsets, lines, bug checks, and no frames of other modules, so it is the same
-in every build and for each face that one bug shows. docs/triage.md says what can still split or
-join families.
+The grammar, `[LKD_]head[_detail][_VRF]_module!function` or `..._IMAGE_file`, is inferred from
+published !analyze output, and debuggers of different years differ. FAILURE_ID_HASH is the MD5 of
+"km:" and the bucket in lower case, UTF-16, as a GUID; verified with published pairs.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 import uuid
 from collections.abc import Sequence
 from typing import Final
 
-from crashdump_analysis.blame import IGNORE, Owners
-from crashdump_analysis.report import Bucket, Culprit, StackFrame
-
-FAMILY_DEPTH: Final = 3
-"""Functions in a family: one joins bugs that die in a shared helper, many split one bug's paths."""
+from crashdump_analysis.bugchecks.evidence import Evidence
+from crashdump_analysis.report import Culprit, StackFrame
 
 _ACCESS_VIOLATION = 0xC0000005
 _BY_EXCEPTION = frozenset({0x1E, 0x3B, 0x7E, 0x8E})
 _BAD_ADDRESS = frozenset({0x0A, 0xC5, 0xD1})
-_FAST_FAIL = {
+_EXECUTE: Final = 8
+_FAST_FAIL: Final = {  # names of winnt.h, less FAST_FAIL_; as buckets have them where seen
     0x2: "MISSING_GSFRAME",
     0x3: "CORRUPT_LIST_ENTRY",
+    0x4: "INCORRECT_STACK",
     0x5: "INVALID_ARG",
+    0x6: "GS_COOKIE_INIT",
+    0x7: "FATAL_APP_EXIT",
     0x8: "RANGE_CHECK_FAILURE",
+    0x9: "UNSAFE_REGISTRY_ACCESS",
     0xA: "GUARD_ICALL_CHECK_FAILURE",
+    0xB: "GUARD_WRITE_CHECK_FAILURE",
     0xE: "INVALID_REFERENCE_COUNT",
+    0x12: "INVALID_JUMP_BUFFER",
+    0x15: "INVALID_EXCEPTION_CHAIN",
     0x1D: "INVALID_BALANCED_TREE",
 }
-_WITH_SUBCODE = frozenset({0x19, 0x1A, 0x9F, 0xC2, 0xC4, 0x124, 0x13A})
+_WITH_SUBCODE = frozenset(
+    {0x19, 0x1A, 0x9F, 0xA0, 0xC2, 0xC4, 0xC9, 0xCA, 0xE6, 0x10D, 0x119, 0x13A, 0x144}
+)
+_IN_LOWER_CASE = frozenset({0xC4, 0x13A})  # as published; the others are in capitals
+_OF_VERIFIER = frozenset({0xC1, 0xC4, 0xC6, 0xC9, 0xCC, 0xCD, 0xD5, 0xD6, 0xE6})
+_VERIFIER_FRAMES = ("verifierext!", "nt!Vf", "nt!Verifier", "nt!ViErrorReport")
+_HARDWARE = 0x124
+_RAISED_IRQL = 0x4A
 _UNKNOWN = "unknown_function"
 
 
@@ -48,79 +53,80 @@ def failure_id_hash(bucket_id: str, *, user_mode: bool = False) -> str:
     return str(uuid.UUID(bytes_le=digest))
 
 
-def bucket(
+def failure_bucket_id(
     code: int,
     parameters: Sequence[int],
     *,
     culprit: Culprit,
     stack: Sequence[StackFrame],
     frame: int | None,
-    owners: Owners,
-    starts: Sequence[int | None],
-    build: str,
-) -> Bucket:
+    evidence: Evidence | None = None,
+    live: bool = False,
+    image: str = "",
+    process: str = "",
+    vendor: str = "",
+) -> str:
     """The bucket of a crash whose culprit is the stack's frame of that index.
 
-    starts: for each frame where its function starts, in bytes from the module's base. build: what
-    tells builds of the culprit's image apart. Both serve where functions have no names.
+    live: the dump is of a machine that went on. image: file name of the culprit. process: name of
+    the current process. vendor: of the processor, as CPUID has it; all empty where not known.
     """
-    head = _head(code, parameters)
-    if culprit.module is None or frame is None:
-        return Bucket(head, failure_id_hash(head), f"no culprit: 0x{code:X}", ())
-    name = f"{head}_{culprit.module}!{culprit.function or _UNKNOWN}"
-    frames = _family_frames(stack, frame, owners, starts)
-    family = f"{culprit.module}!{' < '.join(frames)}"
-    if any(one.startswith("+") for one in frames):
-        family += f" of build {build}"  # places without names are another build's other places
-    return Bucket(name, failure_id_hash(name), family, frames)
+    evidence = evidence or Evidence()
+    if evidence.bucket:
+        return evidence.bucket
+    if code == _HARDWARE:
+        return _hardware(parameters[0], evidence.detail, vendor)
+    parts = ["LKD"] if live else []
+    parts.append(_head(code, parameters, evidence.detail))
+    if code == _RAISED_IRQL and process:
+        parts = ["RAISED_IRQL_FAULT", process[:14]]
+    elif evidence.detail:
+        parts.append(evidence.detail)
+    if _verified(code, stack):
+        parts.append("VRF")
+    if culprit.module is not None and frame is not None:
+        parts.append(f"{culprit.module}!{culprit.function or _UNKNOWN}")
+    elif culprit.module is not None:
+        parts += ["IMAGE", evidence.image or image or culprit.module]
+    return "_".join(parts)
 
 
-def _head(code: int, parameters: Sequence[int]) -> str:
+def _hardware(source: int, detail: str, vendor: str) -> str:
+    parts = [f"0x{_HARDWARE:X}", str(source)]
+    if vendor:
+        parts.append(vendor)
+    parts.append(detail or ("_UNKNOWN" if vendor else "UNKNOWN"))
+    return "_".join((*parts, "IMAGE", f"{vendor}.sys") if vendor else parts)
+
+
+def _verified(code: int, stack: Sequence[StackFrame]) -> bool:
+    """Whether Driver Verifier had a hand in it: by the bug check, or seen on the stack."""
+    return code in _OF_VERIFIER or any(
+        f"{one.module}!{one.function or ''}".startswith(_VERIFIER_FRAMES) for one in stack
+    )
+
+
+def _head(code: int, parameters: Sequence[int], detail: str) -> str:
     """What stands before the module: the kind of the failure."""
-    first = parameters[0]
+    first, second, third, fourth = parameters
     if code == 0x50:
-        access = {0x0: "_R", 0x1: "_W", 0x2: "_W"}.get(parameters[1] & ~0x10, "")
-        kind = {0x0: "_(null)", 0x2: "_INVALID"}.get(parameters[3], "")
+        access = {0x0: "_R", 0x1: "_W", 0x2: "_W"}.get(second & ~0x10, "")
+        kind = {0x0: "_(null)", 0x2: "_INVALID"}.get(fourth, "")
         return f"AV{access}{kind}"
-    if code in _BY_EXCEPTION and first & 0xFFFF_FFFF != _ACCESS_VIOLATION:
-        return f"0x{code:X}_{first & 0xFFFF_FFFF:08x}"
-    if code in _BY_EXCEPTION or code in _BAD_ADDRESS:
-        return "AV"
-    detail = ""
+    if code in _BAD_ADDRESS:
+        executed = third == _EXECUTE and first == fourth
+        return "AV_CODE_AV_PAGED_IP" if executed else "AV"
+    if code in _BY_EXCEPTION:
+        exception = first & 0xFFFF_FFFF
+        return "AV" if exception == _ACCESS_VIOLATION else f"0x{code:X}_{exception:08x}"
+    head = f"0x{code:x}" if code in _IN_LOWER_CASE else f"0x{code:X}"
+    return head + _subcode(code, first, detail)
+
+
+def _subcode(code: int, first: int, detail: str) -> str:
     if code == 0x133:
-        detail = "_ISR" if first == 1 else "_DPC"
-    elif code == 0x139:
-        detail = f"_{first:x}" + (f"_{_FAST_FAIL[first]}" if first in _FAST_FAIL else "")
-    elif code in _WITH_SUBCODE:
-        detail = f"_{first:x}"
-    return f"0x{code:X}{detail}"
-
-
-def _family_frames(
-    stack: Sequence[StackFrame], first: int, owners: Owners, starts: Sequence[int | None]
-) -> tuple[str, ...]:
-    """The innermost functions of the culprit's module from its frame outwards.
-
-    Other modules' frames end it: what lies behind them is another entry into the module; so do
-    guesses. Functions that owner rules ignore do not count, nor does a function that calls itself.
-    """
-    module = stack[first].module or ""
-    names: list[str] = []
-    for index in range(first, len(stack)):
-        frame = stack[index]
-        if frame.module != module or len(names) == FAMILY_DEPTH or (frame.guess and names):
-            break
-        if owners.of(module, frame.function) == IGNORE:
-            continue
-        start = starts[index]
-        place = frame.offset if start is None else start
-        name = source_name(frame.function) if frame.function else f"+{place or 0:x}"
-        if not names or names[-1] != name:
-            names.append(name)
-    return tuple(names)
-
-
-def source_name(function: str) -> str:
-    """A function's name as in the source, without what compilers add to parts and clones of it."""
-    name = re.sub(r"\$(fin|filt|catch|dtor|handler)\$\d+$", "", function)
-    return re.sub(r"(\.(cold|part|constprop|isra|llvm|localalias|lto_priv)(\.\d+)*)+$", "", name)
+        return "_ISR" if first == 1 else "_DPC"
+    if code == 0x139:
+        return f"_{first:x}" + (f"_{_FAST_FAIL[first]}" if first in _FAST_FAIL else "")
+    # The name of a rule of Driver Verifier stands for its number.
+    return f"_{first:x}" if code in _WITH_SUBCODE and not (code == 0xC4 and detail) else ""

@@ -170,7 +170,8 @@ class Context:
 class Culprit:
     """Who is to blame, why, and how sure that is.
 
-    Without a culprit `module` is None and the confidence "none"; `reason` says why.
+    Without a culprit `module` is None and the confidence "none"; `reason` says why. owner: by the
+    owner rules. evidence: in words, what was found besides the stack.
     """
 
     module: str | None
@@ -179,6 +180,8 @@ class Culprit:
     line: int | None
     reason: str
     confidence: Confidence
+    owner: str | None = None
+    evidence: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -186,13 +189,17 @@ class Bucket:
     """Which crashes this one belongs with.
 
     id and hash: FAILURE_BUCKET_ID and FAILURE_ID_HASH as WinDbg has them. family: the same for one
-    bug across builds, inlining, offsets and bug checks. frames: what the family is made of.
+    bug across builds, inlining, offsets and bug checks, as far as `basis` lets it: made of
+    "functions" (names), "shapes" (of functions without names), "places" (holds for one build), the
+    driver's "own bug check", the bug check's "evidence", or the "bug check" alone. frames: the
+    functions in it.
     """
 
     id: str
     hash: str
     family: str
     frames: tuple[str, ...]
+    basis: str = "functions"
 
 
 @dataclass(frozen=True)

@@ -67,9 +67,14 @@ def _culprit(report: Report) -> Iterator[str]:
         where = f" [{culprit.file} @ {culprit.line}]" if culprit.file else ""
         yield f"CULPRIT  {name}{where}"
         yield f"         {culprit.reason} (confidence: {culprit.confidence})"
+    if culprit.owner and culprit.owner != "MachineOwner":
+        yield f"         owner: {culprit.owner}"
+    for words in culprit.evidence:
+        yield f"         seen: {words}"
     yield f"BUCKET   {bucket.id}"
     yield f"         {bucket.hash}"
-    yield f"FAMILY   {bucket.family}"
+    basis = f" (by {bucket.basis})" if bucket.basis != "functions" else ""
+    yield f"FAMILY   {bucket.family}{basis}"
     yield ""
 
 

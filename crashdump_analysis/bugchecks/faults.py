@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 from crashdump_analysis.debugger_data import DebuggerData
 from crashdump_analysis.memory import Memory
-from crashdump_analysis.modules import Module, Modules
+from crashdump_analysis.modules import Modules
 from crashdump_analysis.registers import (
     CONTEXT_RIP,
     TRAP_FRAME_RIP,
@@ -22,6 +22,7 @@ from crashdump_analysis.registers import (
     read_context,
     read_trap_frame,
 )
+from crashdump_analysis.report import UnloadedDriver
 from crashdump_analysis.stack import Frame
 
 _SCAN: Final = 0x6000  # bytes: a kernel stack
@@ -45,7 +46,7 @@ class Crash:
     stack: Sequence[Frame]
     debugger_data: DebuggerData | None
     modules: Modules = field(default_factory=Modules)
-    unloaded: Sequence[Module] = ()
+    unloaded: Sequence[UnloadedDriver] = ()
 
     def raw_parameter(self, number: int) -> int | None:
         """A parameter as KeBugCheckEx was called with it, from its home space on the stack.

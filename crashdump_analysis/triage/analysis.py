@@ -8,8 +8,6 @@ from os import PathLike
 from pathlib import Path
 from typing import ClassVar
 
-from crashdump_analysis.blame import blame, read_owners
-from crashdump_analysis.bucket import bucket
 from crashdump_analysis.bugchecks import Description, describe
 from crashdump_analysis.bugchecks.faults import Crash, Fault, find_fault
 from crashdump_analysis.debugger_data import DebuggerData, read_debugger_data
@@ -18,6 +16,7 @@ from crashdump_analysis.dump.header import MACHINE_ARM64
 from crashdump_analysis.errors import DumpError
 from crashdump_analysis.image import PdbIdentity
 from crashdump_analysis.modules import Module, Modules, loaded_modules
+from crashdump_analysis.owners import Owners, owners_with
 from crashdump_analysis.processor import crashed_processor
 from crashdump_analysis.registers import Registers, from_context
 from crashdump_analysis.registers_arm64 import arm64_frames, from_arm64_context
@@ -36,19 +35,26 @@ from crashdump_analysis.report import (
 from crashdump_analysis.secondary_data import secondary_data
 from crashdump_analysis.stack import Frame, Images, walk
 from crashdump_analysis.symbols import SourceFrame, Symbols
+from crashdump_analysis.triage.judgement import judge
 from crashdump_analysis.unloaded_drivers import triage_unloaded_drivers, unloaded_drivers
-from crashdump_analysis.unwind import function_start
+
+_VENDORS = ("GenuineIntel", "AuthenticAMD")  # as CPUID has them, and the kernel after it
 
 
-def triage(path: str | PathLike[str], symbols: Iterable[str | PathLike[str]] = ()) -> Report:
+def triage(
+    path: str | PathLike[str],
+    symbols: Iterable[str | PathLike[str]] = (),
+    owners: Iterable[str | PathLike[str]] = (),
+) -> Report:
     """Opens a kernel dump and reports on it.
 
-    symbols: folders with PDBs, flat or laid out as a symbol store. Raises DumpError where the file
-    is no dump that is supported, and OSError where it cannot be read; what is missing inside a dump
-    is a warning in the report.
+    symbols: folders with PDBs, flat or laid out as a symbol store. owners: files of owner rules,
+    read before those that come along. Raises DumpError where the file is no dump that is supported
+    or a rule is wrong, and OSError where a file cannot be read; what is missing inside a dump is a
+    warning in the report.
     """
     with open_dump(path) as dump:
-        return Analysis(dump, Symbols(map(Path, symbols))).report()
+        return Analysis(dump, Symbols(map(Path, symbols)), owners_with(owners)).report()
 
 
 @dataclass(frozen=True)
@@ -69,9 +75,10 @@ class Analysis:
 
     engine: ClassVar[str] = "portable"
 
-    def __init__(self, dump: Dump, symbols: Symbols) -> None:
+    def __init__(self, dump: Dump, symbols: Symbols, owners: Owners | None = None) -> None:
         self.dump = dump
         self.symbols = symbols
+        self.owners = owners or owners_with(())
         self.warnings: list[str] = []
         header = dump.header
         if header.bug_check_text is not None:
@@ -111,43 +118,36 @@ class Analysis:
 
     def report(self) -> Report:
         """Everything that can be said of the dump."""
-        header, description = self.dump.header, self.description
+        description = self.description
         walked = self._walk()
         stack, starts = self._symbolize(walked)
         start = starts[walked.index]
-        owners = read_owners()
-        culprit, frame = blame(
+        processor, unloaded = self._processor(), self._unloaded_drivers()
+        judgement = judge(
+            replace(self._crash(walked.frames), unloaded=unloaded),
+            description,
+            walked.fault,
             stack,
-            start,
-            owners,
-            no_culprit=description.no_culprit,
-            fault=walked.fault.event if walked.fault else "",
+            start=start,
+            owners=self.owners,
+            image_at=self.images.at,
+            build_of=self._build,
+            process=processor.process_name or "",
+            vendor=self._vendor(),
         )
-        module = self.modules.named(culprit.module) if culprit.module else None
-        image = self.images.of(module) if module else None
-        build = f"{image.timestamp:08X}{image.size:x}" if image else "unknown"
         return Report(
             self.engine,
             self._dump_info(),
             self._machine(),
             self._bug_check(),
-            culprit,
-            bucket(
-                header.stop_code,
-                header.parameters,
-                culprit=culprit,
-                stack=stack,
-                frame=frame,
-                owners=owners,
-                starts=[self._function_start(one) for one in stack],
-                build=build,
-            ),
+            judgement.culprit,
+            judgement.bucket,
             self._context(walked, start),
             tuple(stack),
             tuple(self._module(one) for one in self.modules),
             self._all_warnings(),
-            self._processor(),
-            self._unloaded_drivers(),
+            processor,
+            unloaded,
             self._secondary,
         )
 
@@ -213,9 +213,7 @@ class Analysis:
                 "stacks of ARM64 are not unwound: the second frame is where lr points to"
             )
             return _Walk(arm64_frames(registers, self.modules), None, 0)
-        crash = Crash(
-            header.stop_code, header.parameters, self.memory, registers, (), self.debugger_data
-        )
+        crash = self._crash(())
         at_entry = crash.raw_parameter(0) is not None
         frames, problems = self._stack(registers, entered=at_entry)
         crash = replace(crash, stack=frames)
@@ -242,6 +240,18 @@ class Analysis:
                 "there"
             )
         return _Walk(frames, fault, 0)
+
+    def _crash(self, frames: Sequence[Frame]) -> Crash:
+        header = self.dump.header
+        return Crash(
+            header.stop_code,
+            header.parameters,
+            self.memory,
+            self._header_registers(),
+            frames,
+            self.debugger_data,
+            self.modules,
+        )
 
     def _stack(self, registers: Registers, *, entered: bool) -> tuple[list[Frame], list[str]]:
         """The stack from the dump's registers, and what was wrong with it."""
@@ -302,10 +312,16 @@ class Analysis:
             frame.guess,
         )
 
-    def _function_start(self, frame: StackFrame) -> int | None:
-        """Where the function of a frame without a name starts, from the image's base."""
-        found = self.images.at(frame.instruction) if frame.function is None else None
-        return function_start(found[0], frame.instruction - found[1]) if found else None
+    def _build(self, module: Module) -> str:
+        """What tells builds of a module apart: its timestamp and size, as symbol stores have it."""
+        image = self.images.of(module)
+        timestamp = image.timestamp if image else module.timestamp
+        return f"{timestamp:08X}{module.size:x}" if timestamp else "unknown"
+
+    def _vendor(self) -> str:
+        """The processor's maker, by its letters in the control block of the dump."""
+        block = self.dump.contents.processor_block or b""
+        return next((one for one in _VENDORS if one.encode() in block), "")
 
     def _context(self, walked: _Walk, start: int) -> Context:
         if walked.fault is None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from crashdump_analysis import DumpError
-from crashdump_analysis.blame import OWNERS, Owners, blame, read_owners
-from crashdump_analysis.bucket import bucket, failure_id_hash, source_name
-from crashdump_analysis.report import Bucket, StackFrame
+from crashdump_analysis.blame import blame
+from crashdump_analysis.bucket import failure_bucket_id, failure_id_hash
+from crashdump_analysis.bugchecks.evidence import Evidence
+from crashdump_analysis.family import Family, Place, family_of, source_name
+from crashdump_analysis.owners import OWNERS, Owners, read_owner_file, read_owners
+from crashdump_analysis.report import StackFrame
 
 
 def stack_of(*names: str) -> list[StackFrame]:
@@ -107,7 +112,7 @@ def test_an_ignored_helper_inlined_at_the_fault_is_skipped() -> None:
 def owners(tmp_path: Path, text: str) -> Owners:
     path = tmp_path / "owners.ini"
     path.write_text(text)
-    return read_owners(path)
+    return read_owner_file(path)
 
 
 def test_the_more_complete_rule_wins(tmp_path: Path) -> None:
@@ -137,7 +142,8 @@ def test_a_wrong_rule_is_named_with_its_line(tmp_path: Path, line: str) -> None:
 
 
 def test_the_rules_that_come_along_are_readable() -> None:
-    rules = read_owners(OWNERS)
+    rules = read_owners()
+    assert rules.rules == read_owner_file(OWNERS).rules
     assert rules.of("nt", "KeBugCheckEx") == "ignore"
     assert rules.of("NT", "KeBugCheckEx") == "ignore"
     assert rules.of("nt", "KeSetEvent").startswith("last_")
@@ -170,19 +176,23 @@ def test_a_published_hash_of_user_mode() -> None:
 
 
 def bucket_of(
-    code: int, first: int, *names: str, others: tuple[int, int, int] = (0, 0, 0)
-) -> Bucket:
-    stack, rules = stack_of(*names), read_owners()
-    culprit, frame = blame(stack, 0, rules)
-    return bucket(
+    code: int,
+    first: int,
+    *names: str,
+    others: tuple[int, int, int] = (0, 0, 0),
+    evidence: Evidence | None = None,
+    **known: Any,
+) -> str:
+    stack = stack_of(*names)
+    culprit, frame = blame(stack, 0, read_owners(), evidence=evidence)
+    return failure_bucket_id(
         code,
         (first, *others),
         culprit=culprit,
         stack=stack,
         frame=frame,
-        owners=rules,
-        starts=[None] * len(stack),
-        build="669A00006000",
+        evidence=evidence,
+        **known,
     )
 
 
@@ -204,9 +214,8 @@ def bucket_of(
     ],
 )
 def test_published_buckets(code: int, first: int, names: list[str], expected: str) -> None:
-    found = bucket_of(code, first, *names)
-    assert found.id == expected
-    assert found.hash == PUBLISHED[expected]
+    assert bucket_of(code, first, *names) == expected
+    assert expected in PUBLISHED
 
 
 @pytest.mark.parametrize(
@@ -226,11 +235,36 @@ def test_published_buckets(code: int, first: int, names: list[str], expected: st
 def test_heads_of_buckets(
     code: int, first: int, others: tuple[int, int, int], expected: str
 ) -> None:
-    assert bucket_of(code, first, "csagent", others=others).id == expected
+    assert bucket_of(code, first, "csagent", others=others) == expected
+
+
+def families_of(
+    *names: str,
+    code: int = 0xD1,
+    first: int = 0xC0000005,
+    place_of: Callable[[StackFrame], Place] = lambda _: Place(),
+    build: str = "669A00006000",
+    own_bug_check: bool = False,
+) -> Family:
+    stack, rules = stack_of(*names), read_owners()
+    culprit, frame = blame(stack, 0, rules)
+    return family_of(
+        code,
+        (first, 0, 0, 0),
+        culprit=culprit,
+        stack=stack,
+        frame=frame,
+        owners=rules,
+        place_of=place_of,
+        build=build,
+        own_bug_check=own_bug_check,
+    )
 
 
 def family(*names: str, code: int = 0xD1) -> str:
-    return bucket_of(code, 0xC0000005, *names).family
+    found = families_of(*names, code=code)
+    assert found.basis in ("functions", "bug check")
+    return found.key
 
 
 PLAIN = ("nt!KiPageFault", "sensor!Match", "sensor!Evaluate", "sensor!Run", "sensor!Main", "nt!T")
@@ -258,33 +292,54 @@ def test_families_of_different_bugs_differ() -> None:
         family("sensor!Other", "sensor!Evaluate", "sensor!Run"),
         family("other!Match", "other!Evaluate", "other!Run"),
         family("sensor!Match", "nt!Call", "sensor!Evaluate", "sensor!Run"),
-        bucket_of(0xE2, 0).family,
-        bucket_of(0x80, 0).family,
+        family(code=0xE2),
+        family(code=0x80),
     }
     assert len(names) == 7
 
 
-def test_without_names_a_family_holds_for_one_build() -> None:
-    stack, rules = stack_of("sensor", "sensor", "nt"), read_owners()
-    culprit, frame = blame(stack, 0, rules)
+def test_without_names_and_shapes_a_family_holds_for_one_build() -> None:
+    stack = ("sensor", "sensor", "nt")
 
-    def of(build: str, *starts: int | None) -> Bucket:
-        return bucket(
-            0xD1,
-            (0, 0, 0, 0),
-            culprit=culprit,
-            stack=stack,
-            frame=frame,
-            owners=rules,
-            starts=starts,
-            build=build,
-        )
+    def of(build: str, *starts: int | None) -> Family:
+        following = iter(starts)
+        return families_of(*stack, build=build, place_of=lambda _: Place(next(following)))
 
     found = of("B1", 0x1000, 0x2000, None)
-    assert found.family == "sensor!+1000 < +2000 of build B1"
-    assert found.frames == ("+1000", "+2000")
-    assert of("B2", 0x1000, 0x2000, None).family != found.family
-    assert of("B1", None, None, None).family == "sensor!+10 of build B1"  # the frames' offsets
+    assert found.key == "sensor!+1000 < +2000 of build B1"
+    assert (found.frames, found.basis) == (("+1000", "+2000"), "places")
+    assert of("B2", 0x1000, 0x2000, None).key != found.key
+    assert of("B1", None, None, None).key == "sensor!+10 of build B1"  # the frames' offsets
+
+
+def test_without_names_shapes_hold_across_builds() -> None:
+    def of(build: str, start: int, *shapes: str | None) -> Family:
+        following = iter(shapes)
+        return families_of(
+            *("sensor", "sensor", "sensor!Main", "nt"),
+            build=build,
+            place_of=lambda _: Place(start, next(following)),
+        )
+
+    found = of("B1", 0x1000, "aa", "bb")
+    assert (found.key, found.basis) == ("sensor!~aa < ~bb < Main", "shapes")
+    assert of("B2", 0x3000, "aa", "bb").key == found.key
+    assert of("B1", 0x1000, "aa", "cc").key != found.key
+    mixed = of("B1", 0x1000, "aa", None)
+    assert (mixed.key, mixed.basis) == ("sensor!~aa < +1000 < Main of build B1", "places")
+
+
+def test_a_drivers_own_bug_check_is_its_family() -> None:
+    own = families_of("driver", code=0xA0000001, first=5, own_bug_check=True)
+    assert (own.key, own.basis) == ("driver raises 0xA0000001 (5)", "own bug check")
+    other = families_of("driver", code=0xA0000001, first=6, own_bug_check=True)
+    assert other.key != own.key
+    # A first parameter that may be an address tells no kinds apart.
+    for first in (0xFFFFF80000001000, 0xFFFFF80000002000):
+        found = families_of("driver", code=0xA0000001, first=first, own_bug_check=True)
+        assert found.key == "driver raises 0xA0000001"
+    named = families_of("driver!Stop", code=0xA0000001, first=5, own_bug_check=True)
+    assert named.key == "driver!Stop"
 
 
 def test_guessed_frames_are_no_part_of_a_family() -> None:

@@ -1,0 +1,55 @@
+"""0x9F: the driver of the device stack that holds a power request, not who found out.
+
+The stack of such a dump is the watchdog's. Microsoft's page and published analyses agree that the
+driver of the device object is meant.
+"""
+
+from __future__ import annotations
+
+from crashdump_analysis.bugchecks import Description
+from crashdump_analysis.bugchecks.evidence import Evidence
+from crashdump_analysis.bugchecks.evidence.objects import (
+    device_of_irp,
+    device_stack,
+    driver_of_device,
+)
+from crashdump_analysis.bugchecks.faults import Crash
+from crashdump_analysis.modules import Module
+
+_ONLY_FOUND_OUT = "the stack is that of the watchdog which found out"
+
+
+def evidence(crash: Crash, description: Description) -> Evidence | None:
+    """Who has the request, by the IRP; else who is attached to the device."""
+    irp = description.named("irp")
+    held = device_of_irp(crash.memory, irp) if irp else None
+    module = driver_of_device(crash.memory, crash.modules, held[0]) if held else None
+    if held and module:
+        seen = f"the IRP {irp:x} is with the device {held[0]:x}, a device of {module.image}"
+        return _found(
+            module, (seen, _ONLY_FOUND_OUT), f"{module.name} holds the request", sure=True
+        )
+    device = description.named("physical_device") or description.named("device_object")
+    device = device or description.named("physical_device_object")
+    drivers = [
+        driver_of_device(crash.memory, crash.modules, one)
+        for one in (device_stack(crash.memory, device) if device else ())
+    ]
+    known = [one for one in drivers if one]
+    if not known:
+        return Evidence(
+            no_culprit="the driver whose device is stuck is not in the dump: neither the request "
+            "nor the device's objects are; " + _ONLY_FOUND_OUT,
+        )
+    names = " < ".join(dict.fromkeys(one.name for one in known))
+    # The lowest device is the bus driver's; the one above it is of the driver of the device.
+    module = known[1] if len(known) > 1 else known[0]
+    seen = f"the device stack from the bus up is {names}"
+    reason = f"{module.name} drives the device whose power request is stuck"
+    return _found(module, (seen, _ONLY_FOUND_OUT), reason, sure=False)
+
+
+def _found(module: Module, words: tuple[str, ...], reason: str, *, sure: bool) -> Evidence:
+    return Evidence(
+        words, module.name, module.image, reason, confidence="high" if sure else "medium"
+    )
