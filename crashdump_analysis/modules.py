@@ -8,7 +8,6 @@ name what it likes.
 from __future__ import annotations
 
 import bisect
-import ntpath
 import re
 import struct
 from collections.abc import Iterable, Iterator
@@ -124,7 +123,7 @@ def module_of_entry(
     base, entry_point, size = struct.unpack_from("<QQI", table, at + 0x30)
     if not (base >= KERNEL_SPACE and base % PAGE_SIZE == 0 and 0 < size <= _MAX_IMAGE):
         return None
-    image = image or ntpath.basename(path)
+    image = image or _file_name(path)
     checksum, timestamp = struct.unpack_from("<I4xI", table, at + 0x78)
     name = "nt" if kernel else module_name(image) or f"image_{base:x}"
     return Module(name, image or name, path, base, size, entry_point, checksum, timestamp or None)
@@ -132,7 +131,15 @@ def module_of_entry(
 
 def module_name(image: str) -> str:
     """What a debugger calls an image file: without extension and without odd characters."""
-    return re.sub(r"[^0-9A-Za-z_$@?]", "_", ntpath.splitext(ntpath.basename(image))[0])
+    name = _file_name(image)
+    stem = name.rpartition(".")[0] or name
+    if stem.isascii() and stem.isalnum():
+        return stem
+    return re.sub(r"[^0-9A-Za-z_$@?]", "_", stem)
+
+
+def _file_name(path: str) -> str:
+    return path.replace("/", "\\").rpartition("\\")[2]
 
 
 def _unicode(memory: Memory, size: int, address: int) -> str:
