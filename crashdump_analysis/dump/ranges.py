@@ -15,7 +15,10 @@ import struct
 import sys
 from array import array
 from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
 from mmap import mmap
+from operator import add, le, lt
 from typing import ClassVar
 
 from crashdump_analysis.addresses import PAGE_SIZE, PhysicalAddress
@@ -27,7 +30,7 @@ _METADATA = HEADER_SIZE + 0x20
 _RANGES = HEADER_SIZE + 0x30
 _MARKER = struct.pack("<I", 0x40) + b"RDMPDUMP"
 _COMPLETE = 10  # the type that says how many pages there are
-_MAX_RANGES = 1 << 20  # of 16 bytes; memory in more pieces than that is not seen
+_ANY_RANGES = 1 << 16  # that a file may have; more only where it has as many pages
 _MAX_PAGES = 1 << 40  # 52 bits of physical address
 
 
@@ -64,37 +67,41 @@ class RangeDump(PhysicalDump):
         pages: how many the ranges have together, where the header says so.
         """
         room = (self._first_page - _RANGES) // 16
-        table = array("Q", self.data[_RANGES : _RANGES + 16 * min(room, _MAX_RANGES)])
+        most = max(_ANY_RANGES, len(self.data) // PAGE_SIZE)
+        table = array("Q", self.data[_RANGES : _RANGES + 16 * min(room, most)])
         if sys.byteorder == "big":
             table.byteswap()
-        first, count, before = table[0::2], table[1::2], array("Q")
-        total = 0
-        for number, (page, many) in enumerate(zip(first, count, strict=True)):
-            if page == 0 or (pages is not None and total >= pages):
-                break
-            if not 0 < many <= _MAX_PAGES or page > _MAX_PAGES:
-                raise self._error(
-                    number, "a range of physical pages", f"{many} from page 0x{page:x}"
-                )
-            before.append(total)
-            total += many
-        if len(before) == _MAX_RANGES:
-            raise self._error(_MAX_RANGES, f"no more than {_MAX_RANGES} ranges of pages", "another")
-        if pages not in (None, total):
+        first, count = table[0::2], table[1::2]
+        used = _used(first, count, pages)
+        if used == most:
+            raise self._error(used, f"fewer than {most} ranges in a file of this size", "another")
+        del first[used:], count[used:]
+        if used and (min(count) == 0 or max(count) > _MAX_PAGES or max(first) > _MAX_PAGES):
+            wrong = next(
+                number
+                for number in range(used)
+                if not 0 < count[number] <= _MAX_PAGES or first[number] > _MAX_PAGES
+            )
+            found = f"{count[wrong]} from page 0x{first[wrong]:x}"
+            raise self._error(wrong, "a range of physical pages", found)
+        if pages not in (None, sum(count)):
             raise DumpError(
                 f"{self.where} at 0x{_METADATA + 8:x}",
-                expected=f"{total} pages, as the ranges have",
+                expected=f"{sum(count)} pages, as the ranges have",
                 found=str(pages),
             )
-        order = sorted(range(len(before)), key=first.__getitem__)
-        self._first = array("Q", map(first.__getitem__, order))
-        self._count = array("Q", map(count.__getitem__, order))
-        self._before = array("Q", map(before.__getitem__, order))
-        for place, number in enumerate(order[1:], 1):
-            if self._first[place - 1] + self._count[place - 1] > self._first[place]:
-                raise self._error(
-                    number, "ranges of pages that do not overlap", f"page 0x{first[number]:x} again"
-                )
+        before = array("Q", accumulate(count[:-1], initial=0))
+        order: Sequence[int] = range(used)
+        if not all(map(lt, first, first[1:])):
+            order = sorted(order, key=first.__getitem__)
+            first, count, before = (
+                array("Q", map(one.__getitem__, order)) for one in (first, count, before)
+            )
+        if not all(map(le, map(add, first, count), first[1:])):
+            place = next(n for n in range(1, used) if first[n - 1] + count[n - 1] > first[n])
+            found = f"page 0x{first[place]:x} again"
+            raise self._error(order[place], "ranges of pages that do not overlap", found)
+        self._first, self._count, self._before = first, count, before
 
     def _error(self, number: int, expected: str, found: str) -> DumpError:
         where = f"{self.where} at 0x{_RANGES + 16 * number:x}"
@@ -110,3 +117,15 @@ class RangeDump(PhysicalDump):
         offset = self._first_page + position * PAGE_SIZE + address % PAGE_SIZE
         found = self.data[offset : offset + size]
         return found if len(found) == size else None
+
+
+def _used(first: Sequence[int], count: Sequence[int], pages: int | None) -> int:
+    """How many ranges there are before the one that ends them."""
+    if pages is None:
+        return first.index(0) if 0 in first else len(first)
+    total = 0
+    for number, (page, many) in enumerate(zip(first, count, strict=True)):
+        if page == 0 or total >= pages:
+            return number
+        total += many
+    return len(first)
