@@ -69,6 +69,13 @@ class _Walk:
     index: int
     at_entry: bool = False
 
+    @property
+    def first(self) -> int:
+        """Number of the first frame that may be at fault: KeBugCheckEx itself, known even without
+        names, never is.
+        """
+        return 1 if self.at_entry and self.fault is None and len(self.frames) > 1 else self.index
+
 
 class Analysis:
     """One dump on its way to a report. Another engine overrides what it finds by other means."""
@@ -128,7 +135,7 @@ class Analysis:
             description,
             walked.fault,
             stack,
-            start=start,
+            start=starts[walked.first],
             owners=self.owners,
             image_at=self.images.at,
             build_of=self._build,
@@ -209,10 +216,9 @@ class Analysis:
         """The stack from KeBugCheckEx, and the fault on it; or the stack from the fault."""
         header, registers = self.dump.header, self._header_registers()
         if header.machine == MACHINE_ARM64:
-            self.warnings.append(
-                "stacks of ARM64 are not unwound: the second frame is where lr points to"
-            )
-            return _Walk(arm64_frames(registers, self.modules), None, 0)
+            frames, problems = self._stack_of_arm64(registers)
+            self.warnings += problems
+            return _Walk(frames, None, 0)
         crash = self._crash(())
         at_entry = crash.raw_parameter(0) is not None
         frames, problems = self._stack(registers, entered=at_entry)
@@ -256,6 +262,11 @@ class Analysis:
     def _stack(self, registers: Registers, *, entered: bool) -> tuple[list[Frame], list[str]]:
         """The stack from the dump's registers, and what was wrong with it."""
         return walk(self.memory, self.images, registers, entered=entered)
+
+    def _stack_of_arm64(self, registers: Registers) -> tuple[list[Frame], list[str]]:
+        return arm64_frames(registers, self.modules), [
+            "stacks of ARM64 are not unwound: the second frame is where lr points to"
+        ]
 
     def _stack_from(self, fault: Fault) -> tuple[list[Frame], list[str]]:
         """The stack from a fault that does not lie on the other one."""
