@@ -76,6 +76,8 @@ def culprit_of(*names: str, fault: int = 0) -> tuple[str | None, str | None, str
         # and are blamed where nobody else is.
         (["nt!KeBugCheckEx", "ndis!Indicate", "ndis!Call"], 0, ("ndis", "Indicate", "low")),
         (["nt!KeBugCheckEx", "nt!PspThreadDelete"], 0, ("nt", "PspThreadDelete", "low")),
+        # A recorder of traces gives way to the driver that traces.
+        (["wpprecorder!Log", "sensor!Trace", "nt!Call"], 0, ("sensor", "Trace", "medium")),
         # "maybe" gives way, too, but not to "last".
         (["mssecflt!Scan", "nt!Call"], 0, ("mssecflt", "Scan", "low")),
         (["mssecflt!Scan", "other!Call"], 0, ("other", "Call", "medium")),
