@@ -13,28 +13,35 @@ from typing import Final
 from crashdump_analysis.memory import Memory
 from crashdump_analysis.registers import RSP, Registers
 
-_LONGEST: Final = 64  # bytes: an addition, 15 pops and a jump fit
+LONGEST: Final = 64
+"""Bytes of the longest epilogue: an addition, 15 pops and a jump fit."""
 _REX_W: Final = 8
 
 
 def finish_epilogue(
-    memory: Memory, registers: Registers, leaves: Callable[[int], bool]
+    memory: Memory,
+    registers: Registers,
+    code: bytes,
+    *,
+    frame_register: int,
+    leaves: Callable[[int], bool],
 ) -> Registers | None:
     """The registers before the final return, which finds its address at rsp.
 
-    None where rip stands in no epilogue, or what it pops is not in memory. leaves: whether a jump
-    to an address leaves the function.
+    None where rip stands in no epilogue, or what it pops is not in memory. code: at least the
+    epilogue's bytes, from rip on. frame_register: the function's, 0 for none. leaves: whether a
+    jump to an address leaves the function.
     """
-    code = memory.read_some(registers.rip, _LONGEST).ljust(_LONGEST + 16, b"\xcc")
+    code = code[:LONGEST].ljust(LONGEST + 16, b"\xcc")
     after = registers.copy()
-    at = _give_back(code, after)
+    at = _give_back(code, after, frame_register)
     while True:
         rex, body = _prefix(code, at)
         if not 0x58 <= code[body] <= 0x5F:  # pop
             break
         number = code[body] & 7 | (rex & 1) << 3
         value = memory.u64(after.rsp)
-        if number == RSP or value is None or body + 1 >= _LONGEST:
+        if number == RSP or value is None or body + 1 >= LONGEST:
             return None
         after.integer[number] = value
         after.rsp += 8
@@ -51,7 +58,7 @@ def _signed(code: bytes, at: int, size: int) -> int:
     return int.from_bytes(code[at : at + size], "little", signed=True)
 
 
-def _give_back(code: bytes, registers: Registers) -> int:
+def _give_back(code: bytes, registers: Registers, frame_register: int) -> int:
     """Does the instruction that gives the stack back, if one is there; its size in bytes, or 0."""
     rex, body = _prefix(code, 0)
     operation, mode = code[body], code[body + 1]
@@ -64,9 +71,9 @@ def _give_back(code: bytes, registers: Registers) -> int:
     base = mode & 7 | (rex & 1) << 3
     value = registers.integer[base]
     if operation == 0x8D and mode & 0x38 == 0x20 and mode >> 6 in (1, 2) and mode & 7 != 4:
-        # lea rsp, [register + displacement]
+        # lea rsp, [frame register + displacement]
         size = 1 if mode >> 6 == 1 else 4
-        if value is not None:
+        if value is not None and base == frame_register:
             registers.rsp = value + _signed(code, body + 2, size)
             return body + 2 + size
     return 0
@@ -74,6 +81,8 @@ def _give_back(code: bytes, registers: Registers) -> int:
 
 def _returns(code: bytes, at: int, rip: int, leaves: Callable[[int], bool]) -> bool:
     """Whether a return, or a jump out of the function, stands there."""
+    if code[at] == 0xF2:  # REPNE, which changes nothing here
+        at += 1
     rex, body = _prefix(code, at)
     operation, mode = code[body], code[body + 1]
     if operation in (0xC3, 0xC2) or (operation == 0xF3 and mode == 0xC3):
@@ -81,5 +90,5 @@ def _returns(code: bytes, at: int, rip: int, leaves: Callable[[int], bool]) -> b
     if operation in (0xEB, 0xE9):
         size = 1 if operation == 0xEB else 4
         return leaves(rip + body + 1 + size + _signed(code, body + 1, size))
-    # jmp through memory that holds an import, or through a register (then with REX.W)
-    return operation == 0xFF and (mode == 0x25 or (bool(rex & _REX_W) and mode >> 3 == 0x1C))
+    # jmp through memory that holds an import; any other with a REX.W, which marks a tail call
+    return operation == 0xFF and (mode == 0x25 or (bool(rex & _REX_W) and mode & 0x38 == 0x20))

@@ -34,6 +34,10 @@ Reader = Callable[[int, int], bytes | None]
 """Reads (offset from the image's base, size in bytes); None where it is not there."""
 
 
+RuntimeFunction = tuple[int, int, int]
+"""RUNTIME_FUNCTION: begin and end of a function or a part of one, and its unwind information."""
+
+
 @dataclass(frozen=True)
 class Section:
     """A section: offset from the base and sizes in bytes, in memory and in the file."""
@@ -137,27 +141,36 @@ class Image:
                 return PdbIdentity(name, uuid.UUID(bytes_le=record[4:20]), age)
         return None
 
-    def runtime_function(self, rva: int) -> tuple[int, int, int] | None:
-        """The entry of .pdata for an offset from the base: begin, end, unwind information.
+    def runtime_function(self, rva: int) -> RuntimeFunction | None:
+        """The entry of .pdata for an offset from the base; None where there is none.
 
-        None where there is none. Reads only what a binary search touches. Raises LookupError where
-        the table is not in memory.
+        Reads only what a binary search touches. Raises LookupError where the table is not there.
         """
         table, size = self.directory(EXCEPTION)
-        low, high = 0, size // 12
-        while low < high:
-            middle = (low + high) // 2
-            entry = self.read(table + 12 * middle, 12)
-            if entry is None:
-                raise LookupError(f"{self.where}: the unwind data is not in memory")
-            begin, end, unwind = struct.unpack("<III", entry)
-            if rva < begin:
-                high = middle
-            elif rva >= end:
-                low = middle + 1
-            else:
-                return begin, end, unwind
-        return None
+        return find_runtime_function(self.read, table, size, rva, self.where)
+
+
+def find_runtime_function(
+    read: Reader, table: int, size: int, rva: int, where: str
+) -> RuntimeFunction | None:
+    """The entry for an offset from an image's base in a function table: its place and size.
+
+    Raises LookupError where the table is not there.
+    """
+    low, high = 0, size // 12
+    while low < high:
+        middle = (low + high) // 2
+        entry = read(table + 12 * middle, 12)
+        if entry is None:
+            raise LookupError(f"{where}: the unwind data is not in memory")
+        begin, end, unwind = struct.unpack("<III", entry)
+        if rva < begin:
+            high = middle
+        elif rva >= end:
+            low = middle + 1
+        else:
+            return begin, end, unwind
+    return None
 
 
 def read_section_table(table: bytes) -> tuple[Section, ...]:

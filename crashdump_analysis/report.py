@@ -70,8 +70,10 @@ class BugCheck:
 class LoadedModule:
     """A loaded image: address and size in bytes; PE timestamp and checksum.
 
-    The timestamp is None where the image's header is not in the dump.
-    pdb: GUID and age of the PDB that belongs to it, as in a symbol store; symbols: the file used.
+    The timestamp is None where the dump does not say. pdb: GUID and age of the PDB that belongs to
+    it, as in a symbol store; symbols: the file used; verified: whether it is known to be that PDB,
+    and not only of the right name and size. unwind: where unwind data came from; None where none
+    was needed or found.
     """
 
     name: str
@@ -83,6 +85,8 @@ class LoadedModule:
     checksum: int
     pdb: str | None
     symbols: str | None
+    verified: bool | None = None
+    unwind: Literal["dump", "image", "pdb"] | None = None
 
 
 @dataclass(frozen=True)

@@ -149,6 +149,7 @@ def _modules(report: Report) -> Iterator[str]:
     for one in report.modules:
         timestamp = f"{one.timestamp:08x}" if one.timestamp is not None else "(no header)"
         symbols = f"  {one.symbols}" if one.symbols else ""
+        symbols += " (unverified)" if one.verified is False else ""
         yield (
             f"  {one.base:016x} {one.base + one.size:016x} {one.name:16} {one.image} "
             f"{timestamp}{symbols}"

@@ -6,13 +6,12 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
-from crashdump_analysis.addresses import KERNEL_SPACE, PAGE_SIZE
-from crashdump_analysis.errors import DumpError
-from crashdump_analysis.image import SECTION_EXECUTE, Image, image_in_memory
+from crashdump_analysis.addresses import KERNEL_SPACE
+from crashdump_analysis.loaded_image import Images
 from crashdump_analysis.memory import Memory
-from crashdump_analysis.modules import Module, Modules
 from crashdump_analysis.registers import Registers
-from crashdump_analysis.unwind import UnwindError, unwind
+from crashdump_analysis.unwind import unwind
+from crashdump_analysis.unwind_info import UnwindError
 
 MAX_FRAMES: Final = 512
 _MAX_SCAN = 0x3000  # bytes of stack looked through for one return address
@@ -37,57 +36,6 @@ class Frame:
     def lookup_address(self) -> int:
         """An address within the instruction the frame is at: for symbols."""
         return self.registers.rip - (not self.trapped)
-
-
-class Images:
-    """The headers of the loaded images, each read when first asked for."""
-
-    def __init__(self, memory: Memory, modules: Modules) -> None:
-        self._memory = memory
-        self._modules = modules
-        self._images: dict[int, Image | None] = {}
-        self.missing: dict[int, str] = {}
-        """By base address of the module, why its headers could not be read."""
-
-    def of(self, module: Module) -> Image | None:
-        """A module's image; None where its headers are not in the dump."""
-        if module.base not in self._images:
-            try:
-                image = image_in_memory(self._memory, module.base, module.image)
-                self._images[module.base] = image
-            except DumpError as error:
-                self._images[module.base] = None
-                self.missing[module.base] = str(error)
-        return self._images[module.base]
-
-    def module_at(self, address: int) -> Module | None:
-        """The module an address lies in, whether or not its headers are in the dump."""
-        return self._modules.at(address)
-
-    def at(self, address: int) -> tuple[Image, int] | None:
-        """The image an address lies in, and where it is loaded."""
-        module = self._modules.at(address)
-        image = self.of(module) if module else None
-        return (image, module.base) if image and module else None
-
-    def is_code(self, address: int) -> bool:
-        """Whether an address lies in a section of a module that can be executed.
-
-        Where the dump lacks the module's headers, whether it lies behind where they were.
-        """
-        found = self.at(address)
-        if found is None:
-            module = self._modules.at(address)
-            return module is not None and address >= module.base + PAGE_SIZE
-        image, base = found
-        try:
-            sections = image.sections
-        except DumpError:
-            return False
-        return any(
-            section.flags & SECTION_EXECUTE and 0 <= address - base - section.rva < section.size
-            for section in sections
-        )
 
 
 def walk(
@@ -143,10 +91,12 @@ class _Walker:
             return self._without_data(frame, str(error))
         caller = step.registers
         moved = step.trapped or caller.rsp > registers.rsp
-        known = step.trapped or caller.rip == 0 or self._images.module_at(caller.rip - 1)
+        known = step.trapped or caller.rip == 0 or self._images.at(caller.rip - 1)
         if not moved or not known:
             reason = f"{caller.rip:x}, found at {caller.rsp - 8:x}, is no return address"
             return self._without_data(frame, reason)
+        found = self._images.at(frame.lookup_address)
+        guessing = guessing or (found is not None and not found[0].verified)
         return Frame(caller, step.trapped, step.trap_frame, guess=guessing)
 
     def _without_data(self, frame: Frame, reason: str) -> Frame | None:
@@ -154,10 +104,8 @@ class _Walker:
         registers, entered = frame.registers, self._entered
         self._entered = False
         top = self._memory.u64(registers.rsp)
-        module = self._images.module_at(registers.rip)
-        if module and self._images.of(module) is None:
-            reason = f"the dump holds no unwind data of {module.image}"
-        if frame.trapped and top and (entered or not module) and self._follows_a_call(top):
+        in_module = self._images.at(registers.rip) is not None
+        if frame.trapped and top and (entered or not in_module) and self._follows_a_call(top):
             # Control went where no function is: a call of a bad pointer, its caller on top.
             caller = registers.copy()
             caller.rip, caller.rsp = top, registers.rsp + 8
@@ -179,14 +127,19 @@ class _Walker:
     def _follows_a_call(self, address: int) -> bool:
         """Whether an address could be a return address: in code, behind a call instruction.
 
-        Where a triage dump holds neither the code nor its image's headers, any address in the
-        module could be.
+        Where the code is not to be had, any address in a function could be, and where functions
+        are not known either, any address in the module.
         """
-        if not self._images.is_code(address):
+        found = self._images.at(address)
+        if found is None or not found[0].is_code(address - found[1]):
             return False
-        code = self._memory.read(address - 7, 7)
+        image, base = found
+        code = image.read(address - 7 - base, 7)
         if code is None:
-            return self._images.at(address) is None
+            try:
+                return image.runtime_function(address - 1 - base) is not None
+            except LookupError:
+                return True
         # E8 rel32; FF /2 with a register, memory, displacement of one or four bytes, or SIB.
         return code[2] == 0xE8 or any(
             code[7 - size] == 0xFF and code[8 - size] >> 3 & 7 == 2 for size in range(2, 8)

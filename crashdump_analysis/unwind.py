@@ -1,7 +1,8 @@
 """One step up an x64 stack: from the registers in a function to those in its caller.
 
-Source: Microsoft's "x64 exception handling" (cpp-docs): unwind codes of version 1, and of version
-2, which adds codes that say where epilogues are; here those are found by decoding instead.
+Source: Microsoft's "x64 exception handling" (cpp-docs), and for epilogues of version 2 the unwinder
+of .NET (dotnet/runtime, MIT, src/coreclr/unwinder/amd64), which follows Windows'. Unwind data of
+version 1 does not say where epilogues are: those are found by decoding.
 """
 
 from __future__ import annotations
@@ -9,10 +10,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
 
-from crashdump_analysis.epilogue import finish_epilogue
-from crashdump_analysis.image import Image
+from crashdump_analysis.epilogue import LONGEST, finish_epilogue
+from crashdump_analysis.image import RuntimeFunction
 from crashdump_analysis.memory import Memory
 from crashdump_analysis.registers import (
     TRAP_FRAME_RIP,
@@ -20,18 +20,27 @@ from crashdump_analysis.registers import (
     Registers,
     read_trap_frame,
 )
+from crashdump_analysis.unwind_info import (
+    ALLOC_LARGE,
+    ALLOC_SMALL,
+    MAX_CHAIN,
+    NOT_OF_INTEGERS,
+    PUSH_MACHFRAME,
+    PUSH_NONVOL,
+    SAVE_NONVOL,
+    SAVE_NONVOL_FAR,
+    SET_FPREG,
+    UnwindData,
+    UnwindError,
+    UnwindInfo,
+    direct_entry,
+    read_unwind_info,
+)
 
-_PUSH_NONVOL, _ALLOC_LARGE, _ALLOC_SMALL, _SET_FPREG, _SAVE_NONVOL, _SAVE_NONVOL_FAR = range(6)
-_EPILOG, _SPARE, _SAVE_XMM128, _SAVE_XMM128_FAR, _PUSH_MACHFRAME = range(6, 11)
-_CHAIN_FLAG: Final = 4
-_MAX_CHAIN = 32  # what Windows' own unwinder takes
+_ALL_DONE = 0xFFFF_FFFF  # an offset behind every prologue
 
-ImageAt = Callable[[int], tuple[Image, int] | None]
-"""The image at an address and where it is loaded; None where there is none or it has no headers."""
-
-
-class UnwindError(Exception):
-    """Why no step up could be made, in words."""
+ImageAt = Callable[[int], tuple[UnwindData, int] | None]
+"""The unwind data for an address, and where its image is loaded; None where there is no image."""
 
 
 @dataclass(frozen=True)
@@ -45,17 +54,6 @@ class Step:
     registers: Registers
     trapped: bool = False
     trap_frame: int | None = None
-
-
-@dataclass(frozen=True)
-class _UnwindInfo:
-    version: int
-    flags: int
-    prologue_size: int
-    frame_register: int
-    frame_offset: int  # bytes
-    slots: bytes
-    chained: tuple[int, int, int] | None
 
 
 def unwind(memory: Memory, image_at: ImageAt, registers: Registers, *, trapped: bool) -> Step:
@@ -78,17 +76,30 @@ def unwind(memory: Memory, image_at: ImageAt, registers: Registers, *, trapped: 
         if not trapped:
             raise UnwindError(f"{registers.rip:x} has no unwind data")
         return _leaf(memory, registers)
-    return _unwind_function(memory, image, base, function, registers, trapped=trapped)
+    function = direct_entry(image, function)
+    part = _Part(image, base, function, read_unwind_info(image, function[2]))
+    return _unwind_part(memory, part, registers, trapped=trapped)
 
 
-def function_start(image: Image, rva: int) -> int | None:
+@dataclass(frozen=True)
+class _Part:
+    """A function, or a part of one, that has an entry of its own; `base` is the image's address."""
+
+    image: UnwindData
+    base: int
+    function: RuntimeFunction
+    info: UnwindInfo
+
+
+def function_start(image: UnwindData, rva: int) -> int | None:
     """Where the function around an offset from the base starts, chained parts followed."""
     try:
         function = image.runtime_function(rva)
-        for _ in range(_MAX_CHAIN):
+        for _ in range(MAX_CHAIN):
             if function is None:
                 return None
-            chained = _read_info(image, function[2]).chained
+            function = direct_entry(image, function)
+            chained = read_unwind_info(image, function[2]).chained
             if chained is None:
                 return function[0]
             function = chained
@@ -105,95 +116,134 @@ def _leaf(memory: Memory, registers: Registers) -> Step:
     return Step(caller)
 
 
-def _unwind_function(
-    memory: Memory,
-    image: Image,
-    base: int,
-    function: tuple[int, int, int],
-    registers: Registers,
-    *,
-    trapped: bool,
-) -> Step:
+def _unwind_part(memory: Memory, part: _Part, registers: Registers, *, trapped: bool) -> Step:
     caller = registers.copy()
     for number in VOLATILE:
         caller.integer[number] = None
     caller.cs = caller.flags = None
-    offset = registers.rip - base - function[0]
-    info = _read_info(image, function[2])
-    if trapped and offset >= info.prologue_size:
-        after = finish_epilogue(
-            memory, caller, lambda target: _leaves(image, function, target - base)
-        )
+    # In a part of a function that an indirect entry describes, this may be a huge number.
+    offset = registers.rip - part.base - part.function[0] & 0xFFFF_FFFF
+    if trapped:
+        after = _finish_epilogue(memory, part, caller, offset)
         if after:
-            after.rip = _pop(memory, after)
-            return Step(after)
+            return after
     # Only what the prologue has done so far is undone; a chained part's parent has done it all.
-    done = offset if trapped else 0xFFFF
+    info, done = part.info, offset if trapped else _ALL_DONE
     frame = _frame_base(info, caller, done)
-    for _ in range(_MAX_CHAIN):
+    for _ in range(MAX_CHAIN):
         machine_frame = _undo(memory, info, caller, frame, done)
         if machine_frame:
             return machine_frame
         if info.chained is None:
             caller.rip = _pop(memory, caller)
             return Step(caller)
-        info = _read_info(image, info.chained[2])
-        done = 0xFFFF
+        info, done = read_unwind_info(part.image, info.chained[2]), _ALL_DONE
     raise UnwindError(f"the unwind data of {registers.rip:x} is chained without end")
 
 
-def _leaves(image: Image, function: tuple[int, int, int], target: int) -> bool:
-    """Whether a jump goes to another function: not within this one, nor to another part of it."""
-    begin, end, _ = function
+def _finish_epilogue(memory: Memory, part: _Part, caller: Registers, offset: int) -> Step | None:
+    """The step out of an epilogue; None where the function was interrupted elsewhere."""
+    info, (begin, end, _) = part.info, part.function
+    if info.version > 1:
+        for start in info.epilogues:
+            into = offset - (end - begin - start)
+            if 0 <= into < info.epilogue_size:
+                return _rest_of_epilogue(memory, part.image, info, caller, into)
+        return None
+    if offset < info.prologue_size:
+        return None
+    code = part.image.read(caller.rip - part.base, LONGEST)
+    after = finish_epilogue(
+        memory,
+        caller,
+        code or memory.read_some(caller.rip, LONGEST),
+        frame_register=info.frame_register,
+        leaves=lambda target: _leaves(part, target - part.base),
+    )
+    if after is None:
+        return None
+    after.rip = _pop(memory, after)
+    return Step(after)
+
+
+def _rest_of_epilogue(
+    memory: Memory, image: UnwindData, info: UnwindInfo, caller: Registers, into: int
+) -> Step:
+    """What an epilogue of version 2 does from some of its bytes on.
+
+    It undoes the pushes of the prologue in their order, an instruction each, and returns; the stack
+    was given back before it began.
+    """
+    for _ in range(MAX_CHAIN):
+        codes = list(info.codes)
+        while codes and codes[0].operation not in (PUSH_NONVOL, PUSH_MACHFRAME):
+            del codes[0]
+        if codes or info.chained is None:
+            break
+        info = read_unwind_info(image, info.chained[2])
+    at = 0
+    for one in codes:
+        if one.operation == PUSH_NONVOL:
+            if at >= into:
+                caller.integer[one.argument] = _pop(memory, caller)
+            at += 1 if one.argument < 8 else 2  # a REX prefix
+        elif one.operation == ALLOC_SMALL and one.argument == 0:  # flags, popped to be forgotten
+            if at >= into:
+                caller.rsp += 8
+            at += 1
+        elif one.operation == PUSH_MACHFRAME:
+            return _machine_frame(memory, caller, caller.rsp, with_error_code=False)
+        else:
+            raise UnwindError("an epilogue that does not mirror its prologue")
+    caller.rip = _pop(memory, caller)
+    return Step(caller)
+
+
+def _leaves(part: _Part, target: int) -> bool:
+    """Whether a jump goes to another function, or to the start of this one to call it again."""
+    begin, end, _ = part.function
     if begin <= target < end:
-        return target == begin  # a function that calls itself last
-    return function_start(image, target) != function_start(image, begin)
+        return target == begin and part.info.chained is None
+    start = function_start(part.image, begin)
+    return target == start or function_start(part.image, target) != start
 
 
-def _frame_base(info: _UnwindInfo, registers: Registers, done: int) -> int:
+def _frame_base(info: UnwindInfo, registers: Registers, done: int) -> int:
     """What saved registers are addressed from: the stack pointer after the prologue."""
     if info.frame_register == 0:
         return registers.rsp
-    if done < info.prologue_size and not info.chained:
-        # The frame register is set by one of the prologue's instructions, perhaps not yet.
-        at, slots = 0, info.slots
-        while at < len(slots):
-            if slots[at + 1] & 15 == _SET_FPREG and slots[at] <= done:
-                break
-            at += 2 * _slots_of(slots, at)
-        else:
-            return registers.rsp
+    # The frame register is set by one of the prologue's instructions, perhaps not yet.
+    in_prologue = done < info.prologue_size and not info.chained
+    if in_prologue and not any(
+        one.operation == SET_FPREG and one.offset <= done for one in info.codes
+    ):
+        return registers.rsp
     return _known(registers, info.frame_register) - info.frame_offset
 
 
 def _undo(
-    memory: Memory, info: _UnwindInfo, caller: Registers, frame: int, done: int
+    memory: Memory, info: UnwindInfo, caller: Registers, frame: int, done: int
 ) -> Step | None:
     """Undoes the codes of one part; gives a step only for a machine frame, which ends it."""
-    at, slots, bottom = 0, info.slots, caller.rsp
-    while at < len(slots):
-        code_offset, operation, argument = slots[at], slots[at + 1] & 15, slots[at + 1] >> 4
-        count = _slots_of(slots, at)
-        operand = slots[at + 2 : at + 2 * count]
-        at += 2 * count
-        if operation == _EPILOG or code_offset > done:
+    bottom = caller.rsp
+    for one in info.codes:
+        if one.offset > done:
             continue
-        if operation == _PUSH_NONVOL:
+        operation, argument = one.operation, one.argument
+        if operation == PUSH_NONVOL:
             caller.integer[argument] = _pop(memory, caller)
-        elif operation == _ALLOC_SMALL:
+        elif operation == ALLOC_SMALL:
             caller.rsp += argument * 8 + 8
-        elif operation == _ALLOC_LARGE:
-            scale = 8 if argument == 0 else 1
-            caller.rsp += int.from_bytes(operand, "little") * scale
-        elif operation == _SET_FPREG:
+        elif operation == ALLOC_LARGE:
+            caller.rsp += one.operand * (8 if argument == 0 else 1)
+        elif operation == SET_FPREG:
             caller.rsp = _known(caller, info.frame_register) - info.frame_offset
-        elif operation in (_SAVE_NONVOL, _SAVE_NONVOL_FAR):
-            scale = 8 if operation == _SAVE_NONVOL else 1
-            place = frame + int.from_bytes(operand, "little") * scale
+        elif operation in (SAVE_NONVOL, SAVE_NONVOL_FAR):
+            place = frame + one.operand * (8 if operation == SAVE_NONVOL else 1)
             caller.integer[argument] = _read(memory, place)
-        elif operation == _PUSH_MACHFRAME:
+        elif operation == PUSH_MACHFRAME:
             return _machine_frame(memory, caller, bottom, with_error_code=argument == 1)
-        elif operation not in (_SAVE_XMM128, _SAVE_XMM128_FAR):
+        elif operation not in NOT_OF_INTEGERS:
             raise UnwindError(f"unknown unwind code {operation}")
     return None
 
@@ -219,46 +269,6 @@ def _machine_frame(
     for number in VOLATILE:
         caller.integer[number] = kept.integer[number]
     return Step(caller, trapped=True, trap_frame=trap_frame)
-
-
-def _read_info(image: Image, rva: int) -> _UnwindInfo:
-    """UNWIND_INFO at an offset from the base; an odd one points to another entry of .pdata."""
-    for _ in range(_MAX_CHAIN):
-        if not rva & 1:
-            break
-        entry = image.read(rva & ~1, 12)
-        if entry is None:
-            raise UnwindError("the unwind data is not in memory")
-        (rva,) = struct.unpack_from("<I", entry, 8)
-    head = image.read(rva, 4)
-    slots = image.read(rva + 4, head[2] * 2) if head and head[2] else b""
-    if head is None or slots is None:
-        raise UnwindError("the unwind data is not in memory")
-    version, flags = head[0] & 7, head[0] >> 3
-    if version not in (1, 2):
-        raise UnwindError(f"unwind data of version {version}")
-    chained = None
-    if flags & _CHAIN_FLAG:
-        entry = image.read(rva + 4 + (head[2] + 1 & ~1) * 2, 12)
-        if entry is None:
-            raise UnwindError("the unwind data is not in memory")
-        chained = struct.unpack("<III", entry)
-    return _UnwindInfo(version, flags, head[1], head[3] & 15, (head[3] >> 4) * 16, slots, chained)
-
-
-def _slots_of(slots: bytes, at: int) -> int:
-    """How many 16-bit slots a code takes. Raises UnwindError where they are not there."""
-    operation, argument = slots[at + 1] & 15, slots[at + 1] >> 4
-    count = {
-        _ALLOC_LARGE: 2 if argument == 0 else 3,
-        _SAVE_NONVOL: 2,
-        _SAVE_NONVOL_FAR: 3,
-        _SAVE_XMM128: 2,
-        _SAVE_XMM128_FAR: 3,
-    }.get(operation, 1)
-    if at + 2 * count > len(slots):
-        raise UnwindError("unwind codes that break off")
-    return count
 
 
 def _known(registers: Registers, number: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from os import PathLike
 from pathlib import Path
 
@@ -100,18 +100,18 @@ class Symbols:
                     self.warn(str(error))
         return None
 
-    def image(self, module: Module) -> Image | None:
+    def image(self, module: Module, timestamp: int | None) -> Image | None:
         """The file of a loaded image, by name, timestamp and size; None where there is none."""
-        if not self._path or module.timestamp is None:
+        if not self._path or timestamp is None:
             return None
-        key = f"{module.timestamp:08X}{module.size:x}"
+        key = f"{timestamp:08X}{module.size:x}"
 
         def check(path: Path) -> str:
             try:
                 image = open_image(path)
             except DumpError as error:
                 return str(error)
-            if (image.timestamp, image.size) == (module.timestamp, module.size):
+            if (image.timestamp, image.size) == (timestamp, module.size):
                 return ""
             return f"{path} is of another build ({image.key}, wanted {key}) and is not used"
 
@@ -131,7 +131,9 @@ class Symbols:
         pdb = self.pdb(identity)
         return self.functions(pdb, rva) if pdb else []
 
-    def functions(self, pdb: Pdb, rva: int, function_start: int | None = None) -> list[SourceFrame]:
+    def functions(
+        self, pdb: Pdb, rva: int, function_start: Callable[[], int | None] = lambda: None
+    ) -> list[SourceFrame]:
         """As `lookup`, in an open PDB. function_start: as for `Pdb.lookup`."""
         try:
             return pdb.lookup(rva, function_start)

@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import re
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -55,7 +56,9 @@ class Pdb:
         """The age that its image names."""
         return self.file.age
 
-    def lookup(self, rva: int, function_start: int | None = None) -> list[SourceFrame]:
+    def lookup(
+        self, rva: int, function_start: Callable[[], int | None] = lambda: None
+    ) -> list[SourceFrame]:
         """The functions at an offset from the image's base, inlined ones before their callers.
 
         function_start: where unwind data says that the function there starts; a public symbol
@@ -63,7 +66,7 @@ class Pdb:
         """
         if self._symcache is None:
             found = self._names.function(rva)
-            if found is None or (found.size is None and found.start < (function_start or 0)):
+            if found is None or (found.size is None and found.start < (function_start() or 0)):
                 return []
             return [SourceFrame(found.name, None, None, found.start, inline=False)]
         try:

@@ -14,7 +14,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-from crashdump_analysis.image import Section, read_section_table
+from crashdump_analysis.image import (
+    RuntimeFunction,
+    Section,
+    find_runtime_function,
+    read_section_table,
+)
 from crashdump_analysis.symbols.msf import MsfFile, PdbError, Stream
 
 _INFO, _DBI = 1, 3  # streams with fixed numbers
@@ -42,6 +47,15 @@ class ImagePart:
         """`size` bytes at an offset from the image's base; None where they are not of this part."""
         offset = rva - self.rva
         return self.data[offset : offset + size] if 0 <= offset <= len(self.data) - size else None
+
+
+@dataclass(frozen=True)
+class FunctionTable(ImagePart):
+    """The image's .pdata."""
+
+    def runtime_function(self, rva: int) -> RuntimeFunction | None:
+        """The entry for an offset from the image's base; None where it has none."""
+        return find_runtime_function(self.read, self.rva, len(self.data), rva, "the PDB")
 
 
 class PdbFile:
@@ -88,9 +102,10 @@ class PdbFile:
         return -(-end // _PAGE) * _PAGE
 
     @cached_property
-    def pdata(self) -> ImagePart | None:
+    def pdata(self) -> FunctionTable | None:
         """The image's function table, .pdata; None where the PDB has no copy of it."""
-        return self._image_part(PDATA)
+        part = self._image_part(PDATA)
+        return FunctionTable(part.rva, part.data) if part else None
 
     @cached_property
     def xdata(self) -> ImagePart | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
-from pathlib import Path
 from typing import ClassVar
 
 from crashdump_analysis.bugchecks import Description, describe
@@ -14,7 +13,7 @@ from crashdump_analysis.debugger_data import DebuggerData, read_debugger_data
 from crashdump_analysis.dump import Dump, open_dump
 from crashdump_analysis.dump.header import MACHINE_ARM64
 from crashdump_analysis.errors import DumpError
-from crashdump_analysis.image import PdbIdentity
+from crashdump_analysis.loaded_image import Images
 from crashdump_analysis.modules import Module, Modules, loaded_modules
 from crashdump_analysis.owners import Owners, owners_with
 from crashdump_analysis.processor import crashed_processor
@@ -24,6 +23,7 @@ from crashdump_analysis.report import (
     BugCheck,
     BugCheckParameter,
     Context,
+    Culprit,
     DumpInfo,
     LoadedModule,
     Machine,
@@ -33,8 +33,8 @@ from crashdump_analysis.report import (
     UnloadedDriver,
 )
 from crashdump_analysis.secondary_data import secondary_data
-from crashdump_analysis.stack import Frame, Images, walk
-from crashdump_analysis.symbols import SourceFrame, Symbols
+from crashdump_analysis.stack import Frame, walk
+from crashdump_analysis.symbols import SourceFrame, SymbolPath, Symbols
 from crashdump_analysis.triage.judgement import judge
 from crashdump_analysis.unloaded_drivers import triage_unloaded_drivers, unloaded_drivers
 
@@ -43,18 +43,19 @@ _VENDORS = ("GenuineIntel", "AuthenticAMD")  # as CPUID has them, and the kernel
 
 def triage(
     path: str | PathLike[str],
-    symbols: Iterable[str | PathLike[str]] = (),
+    symbols: SymbolPath | Iterable[str | PathLike[str]] = (),
     owners: Iterable[str | PathLike[str]] = (),
 ) -> Report:
     """Opens a kernel dump and reports on it.
 
-    symbols: folders with PDBs, flat or laid out as a symbol store. owners: files of owner rules,
+    symbols: folders with PDBs and images, or symbol paths as Windows' debuggers read
+    them; a SymbolPath made once serves many dumps. owners: files of owner rules,
     read before those that come along. Raises DumpError where the file is no dump that is supported
     or a rule is wrong, and OSError where a file cannot be read; what is missing inside a dump is a
     warning in the report.
     """
     with open_dump(path) as dump:
-        return Analysis(dump, Symbols(map(Path, symbols)), owners_with(owners)).report()
+        return Analysis(dump, Symbols(symbols), owners_with(owners)).report()
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class Analysis:
             )
         self.debugger_data = self._debugger_data()
         self.modules = self._modules()
-        self.images = Images(self.memory, self.modules)
+        self.images = Images(self.memory, self.modules, symbols)
         self.description: Description = describe(header.stop_code, header.parameters)
         self._secondary, problems = secondary_data(dump.contents.data, dump.contents.end)
         self.warnings += problems
@@ -147,7 +148,7 @@ class Analysis:
             self._dump_info(),
             self._machine(),
             self._bug_check(),
-            judgement.culprit,
+            self._as_sure(judgement.culprit),
             judgement.bucket,
             self._context(walked, start),
             tuple(stack),
@@ -294,12 +295,7 @@ class Analysis:
         return out, starts
 
     def _functions(self, module: Module, address: int) -> list[SourceFrame]:
-        identity = self._pdb(module)
-        return self.symbols.lookup(identity, address - module.base) if identity else []
-
-    def _pdb(self, module: Module) -> PdbIdentity | None:
-        image = self.images.of(module)
-        return image.pdb if image else None
+        return self.images.of(module).functions(address - module.base)
 
     def _frame(
         self, frame: Frame, module: Module | None, function: SourceFrame | None, trapped: bool
@@ -325,14 +321,23 @@ class Analysis:
 
     def _build(self, module: Module) -> str:
         """What tells builds of a module apart: its timestamp and size, as symbol stores have it."""
-        image = self.images.of(module)
-        timestamp = image.timestamp if image else module.timestamp
-        return f"{timestamp:08X}{module.size:x}" if timestamp else "unknown"
+        return self.images.of(module).build
 
     def _vendor(self) -> str:
         """The processor's maker, by its letters in the control block of the dump."""
         block = self.dump.contents.processor_block or b""
         return next((one for one in _VENDORS if one.encode() in block), "")
+
+    def _as_sure(self, culprit: Culprit) -> Culprit:
+        """The culprit, less sure where the names in it are of a PDB that may be another build's."""
+        module = self.modules.named(culprit.module) if culprit.module else None
+        if module is None or self.images.of(module).verified:
+            return culprit
+        return replace(
+            culprit,
+            reason=f"{culprit.reason}; its symbols are unverified",
+            confidence="medium" if culprit.confidence == "high" else "low",
+        )
 
     def _context(self, walked: _Walk, start: int) -> Context:
         if walked.fault is None:
@@ -351,16 +356,18 @@ class Analysis:
         )
 
     def _module(self, module: Module) -> LoadedModule:
-        identity, image = self._pdb(module), self.images.of(module)
-        symbols = self.symbols.used(identity) if identity else None
+        image = self.images.of(module)
+        symbols = image.pdb_in_use
         return LoadedModule(
             module.name,
             module.image,
             module.path,
             module.base,
             module.size,
-            image.timestamp if image else module.timestamp or None,
+            image.timestamp or None,
             module.checksum,
-            str(identity) if identity else None,
-            str(symbols) if symbols else None,
+            str(image.identity) if image.identity else None,
+            str(symbols.path) if symbols else None,
+            image.verified if symbols else None,
+            image.unwind_source,
         )

@@ -7,11 +7,13 @@ import struct
 import pytest
 
 from crashdump_analysis.image import image_in_memory
+from crashdump_analysis.loaded_image import Images
 from crashdump_analysis.memory import PagedMemory
 from crashdump_analysis.modules import loaded_modules
 from crashdump_analysis.registers import NAMES, Registers
-from crashdump_analysis.stack import MAX_FRAMES, Frame, Images, walk
-from crashdump_analysis.unwind import Step, UnwindError, function_start, unwind
+from crashdump_analysis.stack import MAX_FRAMES, Frame, walk
+from crashdump_analysis.unwind import Step, function_start, unwind
+from crashdump_analysis.unwind_info import UnwindError
 from tests.support.synthetic_dump import (
     ALLOC_LARGE,
     ALLOC_SMALL,
@@ -205,8 +207,10 @@ EPILOGUE = b"\x48\x83\xc4\x20" + b"\x41\x5c" + b"\x5b" + b"\xc3"
 
 def epilogue_bench(ending: bytes, version: int = 1) -> Bench:
     codes = [code(6, ALLOC_SMALL, 3), code(2, PUSH_NONVOL, 12), code(1, PUSH_NONVOL, 3)]
-    if version == 2:
-        codes[:0] = [code(len(ending), EPILOG, 1), code(0, EPILOG)]
+    if version == 2:  # which says where it is, from the first pop on, and how long
+        start = ending.index(b"\x41\x5c")
+        from_end = 0x80 - BODY - start
+        codes[:0] = [code(len(ending) - start, EPILOG), code(from_end, EPILOG)]
     text = b"\x90" * BODY + ending
     return Bench(unwind_info(*codes, prologue=6, version=version), text=text)
 
