@@ -29,11 +29,11 @@ class Arm64Registers(Registers):
         return dict(self.named)
 
 
-def from_arm64_context(record: bytes) -> Arm64Registers | None:
-    """Registers of a CONTEXT record (at least its first 0x110 bytes); None where it is none."""
+def from_arm64_context(record: bytes) -> Arm64Registers:
+    """Registers of a CONTEXT record (at least its first 0x110 bytes); none where it is another."""
     flags, cpsr = struct.unpack_from("<II", record)
     if not flags & _ARM64_CONTEXT:
-        return None
+        return Arm64Registers()
     values = struct.unpack_from(f"<{len(ARM64_NAMES)}Q", record, _INTEGER)
     named = dict(zip(ARM64_NAMES, values, strict=True)) | {"cpsr": cpsr}
     registers = Arm64Registers(rip=named["pc"], flags=cpsr, named=named)

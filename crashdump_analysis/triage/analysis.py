@@ -72,9 +72,7 @@ class _Walk:
 
     @property
     def first(self) -> int:
-        """Number of the first frame that may be at fault: KeBugCheckEx itself, known even without
-        names, never is.
-        """
+        """Number of the first frame that may be at fault: KeBugCheckEx itself never is."""
         return 1 if self.at_entry and self.fault is None and len(self.frames) > 1 else self.index
 
 
@@ -185,7 +183,7 @@ class Analysis:
     def _header_registers(self) -> Registers:
         """The registers in the dump's header; none where the record is of another kind."""
         if self.dump.header.machine == MACHINE_ARM64:
-            return from_arm64_context(self.dump.context) or Registers()
+            return from_arm64_context(self.dump.context)
         return from_context(self.dump.context)
 
     def _all_warnings(self) -> tuple[str, ...]:
@@ -265,6 +263,8 @@ class Analysis:
         return walk(self.memory, self.images, registers, entered=entered)
 
     def _stack_of_arm64(self, registers: Registers) -> tuple[list[Frame], list[str]]:
+        if not registers.by_name():
+            return [Frame(registers, trapped=True)], ["the header holds no ARM64 registers"]
         return arm64_frames(registers, self.modules), [
             "stacks of ARM64 are not unwound: the second frame is where lr points to"
         ]
