@@ -35,6 +35,5 @@ def evidence(crash: Crash, description: Description) -> Evidence | None:
         return None
     condition = ascii_text(crash.memory, second)
     words = (f"the rule's condition: {condition}",) if condition else ()
-    found = re.search(r"'(\w+)' rule|rule '(\w+)'", description.parameters[0].meaning)
-    name = next(filter(None, found.groups()), "") if found else ""
-    return Evidence(words, detail=f"{name}_XDV" if name else "")
+    found = re.search(r"(?:compliance|verification) rule (\w+)", description.parameters[0].meaning)
+    return Evidence(words, detail=f"{found[1]}_XDV" if found else "")

@@ -13,8 +13,8 @@ from crashdump_analysis.blame import blame
 from crashdump_analysis.bucket import failure_bucket_id, failure_id_hash
 from crashdump_analysis.bugchecks.evidence import Evidence
 from crashdump_analysis.family import Family, Place, family_of, source_name
-from crashdump_analysis.owners import OWNERS, Owners, read_owner_file, read_owners
-from crashdump_analysis.report import StackFrame
+from crashdump_analysis.owners import OWNERS, Owners, owners_with, read_owner_file, read_owners
+from crashdump_analysis.report import Culprit, StackFrame
 
 
 def stack_of(*names: str) -> list[StackFrame]:
@@ -131,13 +131,57 @@ def test_the_more_complete_rule_wins(tmp_path: Path) -> None:
     assert rules.of("xyz", "Foo") == "nobody"
 
 
+def test_a_labs_rules_win_over_equally_complete_ones(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.ini", tmp_path / "second.ini"
+    first.write_text("fltmgr=ours\nsensor*=our_drivers\nsensor!Log=ignore\n")
+    second.write_text("fltmgr=theirs\nndis=theirs\ndefault=theirs\n")
+    rules = owners_with([first, str(second)])
+    assert (rules.of("fltmgr", "FltpX"), rules.of("ndis", None)) == ("ours", "theirs")
+    assert (rules.of("sensor2", "Run"), rules.of("sensor", "Log")) == ("our_drivers", "ignore")
+    assert rules.of("sensor", "memcpy") == "ignore"  # the more complete one
+    assert rules.of("anything", None) == "theirs"
+    assert read_owners().of("fltmgr", None) == "last_filter_manager"
+    culprit = blame(stack_of("sensor!Log", "sensor!Run"), 0, rules)[0]
+    assert (culprit.function, culprit.owner) == ("Run", "our_drivers")
+
+
+def test_owner_rules_that_cannot_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "owners.ini"
+    with pytest.raises(FileNotFoundError):
+        owners_with([path])
+    path.write_bytes(b"sensor=\xff\xfe\n")
+    with pytest.raises(DumpError, match="UTF-8"):
+        owners_with([path])
+
+
+def test_evidence_decides_before_the_stack_or_makes_it_less_sure() -> None:
+    stack = stack_of("nt!KeBugCheckEx", "sensor!memcpy", "sensor!Run", "other!Call")
+    named = Evidence(("seen",), "other", "other.sys", "because", "high")
+    culprit, frame = blame(stack, 0, read_owners(), evidence=named)
+    assert culprit == Culprit(
+        "other", "Call", None, None, "because", "high", "MachineOwner", ("seen",)
+    )
+    assert frame == 3
+    culprit, frame = blame(stack, 0, read_owners(), evidence=Evidence(module="absent"))
+    assert (culprit.module, culprit.function, frame) == ("absent", None, None)
+    own = Evidence(module="sensor")
+    assert blame(stack, 0, read_owners(), evidence=own)[0].function == "Run"
+    doubtful = Evidence(("seen",), at_most="low", doubt="perhaps not")
+    culprit, _ = blame(stack, 0, read_owners(), evidence=doubtful)
+    assert (culprit.module, culprit.confidence) == ("sensor", "low")
+    assert culprit.reason.endswith("; perhaps not")
+    nobody = Evidence(("seen",), no_culprit="hardware")
+    culprit, frame = blame(stack, 0, read_owners(), no_culprit="other", evidence=nobody)
+    assert (culprit.module, culprit.reason, culprit.evidence) == (None, "hardware", ("seen",))
+
+
 def test_comments_and_empty_lines(tmp_path: Path) -> None:
     rules = owners(tmp_path, "; nothing\n\nabc=me ; said here\n")
     assert rules.of("abc", None) == "me"
     assert rules.of("xyz", None) == "MachineOwner"
 
 
-@pytest.mark.parametrize("line", ["abc", "=me", "abc=", "a*c=me", "abc!F*o=me", "!F=me"])
+@pytest.mark.parametrize("line", ["abc", "=me", "abc=", "a*c=me", "abc!F*o=me", "!F=me", "abc!=me"])
 def test_a_wrong_rule_is_named_with_its_line(tmp_path: Path, line: str) -> None:
     with pytest.raises(DumpError, match=r"owners\.ini line 2"):
         owners(tmp_path, f"abc=me\n{line}\n")
@@ -164,6 +208,17 @@ PUBLISHED = {
     "0x13C_nt!PspThreadDelete": "6fe88179-1572-f8e2-aeff-cd9c600ecf3a",
     "0x39_nt!IopLoadUnloadDriver": "040db381-bc8d-17b6-aa75-a2fbc31557a4",
     "AV_fileinfo!FIPfFileFSOpPostCreate": "b4048e5d-9388-9a34-9958-ec36d87bbe12",
+    "0xCA_13_nt!PiDmaGuardProcessPreStart": "b367b2d8-0cc5-f3e0-e733-3787841dcdd2",
+    "0x5A_c0000428_IMAGE_filecrypt.sys": "35f25777-b01e-70a1-c502-f690dab6cb3a",
+    "LKD_0x117_IMAGE_igdkmd64.sys": "df5cc292-6e03-34f8-7849-e22c43f13df4",
+    "0x124_16_GenuineIntel__UNKNOWN_IMAGE_GenuineIntel.sys": "37af9407-4a3e-0b08-acdd-dadffdc34c3c",
+    "AV_nt!KiDeferredReadySingleThread": "626f59d5-90cc-ab48-85f0-60e170096c96",
+    "AV_ndis!ndisQueueIoWorkItem": "10686423-afa1-4852-ad1b-9324ac44ac96",
+    "0x1E_c0000005_R_nt!CmpCreateKeyBody": "c4b33015-e33f-270e-d1a4-e4a9a8d630df",
+    "0xD5_VRF_win32k!hbmSelectBitmap+ca": "c18afd13-ae34-094e-a35a-2fa69da06b7c",
+    "X64_0x7E_man+1ce7": "ceed7a1b-a47b-c452-63c1-012e444d5204",
+    "AV_OVSExt!OvsWaitEventIoctl": "07550bfb-c3b5-0412-b95d-f89a5c4671a9",
+    "0x9F_4_OpenZFS!zfs_unload_stage_1": "fc14382a-d6c3-0a9c-a179-67f499258f81",
 }
 
 
@@ -206,6 +261,13 @@ def bucket_of(
         (0x19, 0x22, ["Driver"], "0x19_22_Driver!unknown_function"),
         (0x139, 0x1D, ["Driver"], "0x139_1d_INVALID_BALANCED_TREE_Driver!unknown_function"),
         (0x13C, 1, ["nt!PspThreadDelete"], "0x13C_nt!PspThreadDelete"),
+        (
+            *(0xCA, 0x13, ["nt!PiDmaGuardProcessPreStart"]),
+            "0xCA_13_nt!PiDmaGuardProcessPreStart",
+        ),
+        (0x0A, 1, ["nt!KiDeferredReadySingleThread"], "AV_nt!KiDeferredReadySingleThread"),
+        (0xD1, 1, ["ndis!ndisQueueIoWorkItem"], "AV_ndis!ndisQueueIoWorkItem"),
+        (0x9F, 4, ["OpenZFS!zfs_unload_stage_1"], "0x9F_4_OpenZFS!zfs_unload_stage_1"),
         (0x39, 1, ["nt!IopLoadUnloadDriver"], "0x39_nt!IopLoadUnloadDriver"),
         (
             0x7E,
@@ -238,6 +300,52 @@ def test_heads_of_buckets(
     code: int, first: int, others: tuple[int, int, int], expected: str
 ) -> None:
     assert bucket_of(code, first, "csagent", others=others) == expected
+
+
+# Published buckets whose hashes were not seen.
+@pytest.mark.parametrize(
+    ("code", "first", "names", "known", "expected"),
+    [
+        (0x133, 0, ["npcap!NPF_ObjectPoolReturn"], {}, "0x133_DPC_npcap!NPF_ObjectPoolReturn"),
+        (0x13A, 0x12, ["Driver!CreateRandomFile"], {}, "0x13a_12_Driver!CreateRandomFile"),
+        (0x139, 3, ["nt!KiFast"], {}, "0x139_3_CORRUPT_LIST_ENTRY_nt!KiFast"),
+        (0xD5, 1, ["win32k!hbmSelectBitmap"], {}, "0xD5_VRF_win32k!hbmSelectBitmap"),
+        (
+            *(0xC4, 0x20004, ["MyDriver!OnInterrupt"]),
+            {"evidence": Evidence(detail="IrqlExApcLte1_XDV")},
+            "0xc4_IrqlExApcLte1_XDV_VRF_MyDriver!OnInterrupt",
+        ),
+        (
+            *(0x4A, 1, ["nt!KiSystemServiceExitPico"], {"process": "notmyfault64.exe"}),
+            "RAISED_IRQL_FAULT_notmyfault64.e_nt!KiSystemServiceExitPico",
+        ),
+        (
+            *(0x141, 1, [], {"live": True, "evidence": Evidence(module="nvlddmkm")}),
+            "LKD_0x141_IMAGE_nvlddmkm",
+        ),
+        (
+            *(0x117, 1, []),
+            {"live": True, "evidence": Evidence(module="igdkmd64", image="igdkmd64.sys")},
+            "LKD_0x117_IMAGE_igdkmd64.sys",
+        ),
+        (
+            *(0x124, 16, [], {"vendor": "GenuineIntel", "evidence": Evidence(no_culprit="it is")}),
+            "0x124_16_GenuineIntel__UNKNOWN_IMAGE_GenuineIntel.sys",
+        ),
+        (0x0A, 1, ["nt!VfBuild", "sensor!Lock"], {}, "AV_VRF_sensor!Lock"),
+    ],
+)
+def test_variants_of_buckets(
+    code: int, first: int, names: list[str], known: dict[str, Any], expected: str
+) -> None:
+    assert bucket_of(code, first, *names, **known) == expected
+
+
+def test_code_that_was_paged_out() -> None:
+    where = 0xFFFFF80000001000
+    found = bucket_of(0xD1, where, "sensor!Run", others=(2, 8, where))
+    assert found == "AV_CODE_AV_PAGED_IP_sensor!Run"
+    assert bucket_of(0xD1, where, "sensor!Run", others=(2, 0, where)) == "AV_sensor!Run"
 
 
 def families_of(
