@@ -48,6 +48,8 @@ class LoadedImage:
     @cached_property
     def in_dump(self) -> Image | None:
         """The image by its headers in the dump; None where they are not there."""
+        if self._memory.u16(self.module.base) is None:
+            return None  # as most images of a triage dump; an exception for each takes longer
         try:
             return image_in_memory(self._memory, self.module.base, self.module.image)
         except DumpError:

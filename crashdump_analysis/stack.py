@@ -62,6 +62,7 @@ class _Walker:
         self._images = images
         self._entered = entered
         self._scanned = 0
+        self._stack: tuple[int, tuple[int, ...]] = (0, ())
         self.warnings: list[str] = []
 
     def walk(self, frame: Frame) -> list[Frame]:
@@ -114,15 +115,23 @@ class _Walker:
         if not frame.guess:
             self.warnings.append(f"from {registers.rip:x} on frames are guesses: {reason}")
         start = registers.rsp + 7 & ~7
-        size = min(_MAX_SCAN, _MAX_SCANNED - self._scanned)
-        stack = self._memory.read_some(start, size)
-        for at, (word,) in enumerate(struct.iter_unpack("<Q", stack[: len(stack) & ~7])):
+        first, words = self._stack
+        if not first <= start < first + 8 * len(words):
+            first, words = self._stack = (start, self._words(start))
+        number = (start - first) // 8
+        for number, word in enumerate(words[number : number + _MAX_SCAN // 8], number):
             if word >= KERNEL_SPACE and self._follows_a_call(word):
-                self._scanned += 8 * at + 8
                 guessed = Registers(rip=word)
-                guessed.rsp = start + 8 * at + 8
+                guessed.rsp = first + 8 * number + 8
                 return Frame(guessed, guess=True)
         return None
+
+    def _words(self, start: int) -> tuple[int, ...]:
+        """A piece of stack, as far as it is there and no more than is looked through in all."""
+        stack = self._memory.read_some(start, max(_MAX_SCANNED - self._scanned, 0))
+        count = len(stack) // 8
+        self._scanned += 8 * count
+        return struct.unpack_from(f"<{count}Q", stack)
 
     def _follows_a_call(self, address: int) -> bool:
         """Whether an address could be a return address: in code, behind a call instruction.

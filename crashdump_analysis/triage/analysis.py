@@ -357,7 +357,7 @@ class Analysis:
 
     def _module(self, module: Module) -> LoadedModule:
         image = self.images.of(module)
-        symbols = image.pdb_in_use
+        symbols, identity = image.pdb_in_use, image.identity
         return LoadedModule(
             module.name,
             module.image,
@@ -366,7 +366,7 @@ class Analysis:
             module.size,
             image.timestamp or None,
             module.checksum,
-            str(image.identity) if image.identity else None,
+            str(identity) if identity else None,
             str(symbols.path) if symbols else None,
             image.verified if symbols else None,
             image.unwind_source,
