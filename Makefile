@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test slow lint bench soak kernel kernel-check fresh requirements clean
+.PHONY: help demo test slow metal lint bench fuzz soak kernel kernel-check fresh requirements clean
 
 # uv must use the Python that is here, never fetch one.
 export UV_PYTHON_DOWNLOADS := never
@@ -14,6 +14,7 @@ ENVIRONMENT := .venv/requirements-installed
 PYTEST := $(PYTHON) -m pytest
 # Two workers: a machine under test is one busy core. More do not help on small hosts.
 WORKERS ?= 2
+FUZZ_MINUTES ?= 30
 # What the qualification suite is run on.
 EXAMPLE := --lab examples/lab.toml --candidate examples/sensor/candidate.toml \
 	--content examples/sensor/content/benign
@@ -31,10 +32,13 @@ demo: $(ENVIRONMENT) machine-packages ## a bad content file stops a machine: its
 	.venv/bin/lab demo
 
 test: $(ENVIRONMENT) test-packages ## every test, on real virtual machines
-	$(PYTEST) -n $(WORKERS) --dist worksteal -m "not soak and not slow" $(EXAMPLE)
+	$(PYTEST) -n $(WORKERS) --dist worksteal -m "not soak and not slow and not metal" $(EXAMPLE)
 
 slow: $(ENVIRONMENT) test-packages ## what takes long: a whole run with a guest slowed 50 times
 	$(PYTEST) -n $(WORKERS) --dist worksteal -m slow --timeout 3600
+
+metal: $(ENVIRONMENT) test-packages ## the power and console suites on every family of devices
+	$(PYTEST) -n $(WORKERS) --dist worksteal -m metal
 
 lint: $(ENVIRONMENT) ## ruff and mypy --strict
 	$(PYTHON) -m ruff check .
@@ -44,6 +48,9 @@ lint: $(ENVIRONMENT) ## ruff and mypy --strict
 bench: $(ENVIRONMENT) machine-packages ## ratios against bare QEMU and bare virsh, to docs/benchmarks.md
 	$(PYTHON) -m benchmarks.boot
 	$(PYTHON) -m benchmarks.lab
+
+fuzz: $(ENVIRONMENT) ## coverage-guided fuzzing of triage for FUZZ_MINUTES (30), one core
+	$(PYTHON) -m fuzz --minutes $(FUZZ_MINUTES) --output docs/benchmarks.md
 
 soak: $(ENVIRONMENT) machine-packages ## 100 crash cycles, and 100 with the power cut at random moments
 	$(PYTEST) -n $(WORKERS) --dist worksteal -m soak --timeout 3600

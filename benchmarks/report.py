@@ -21,20 +21,25 @@ Times = Mapping[str, Sequence[float]]
 """Seconds of each round, by what was timed."""
 
 
-def host() -> str:
-    """The day, the machine and the programs that times were taken with."""
+def machine() -> str:
+    """The day and the machine that times were taken with."""
     processor = _first(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text())
     system = _first(r'^PRETTY_NAME="?([^"\n]*)', Path("/etc/os-release").read_text())
     memory = int(_first(r"^MemTotal:\s*(\d+)", Path("/proc/meminfo").read_text())) // 1024**2
+    return (
+        f"{datetime.datetime.now(datetime.UTC).date()}: {os.cpu_count()} x {processor}, {memory}"
+        f" GiB, {system}."
+    )
+
+
+def host() -> str:
+    """The day, the machine and the programs that times were taken with."""
     versions = [
         subprocess.run(command, capture_output=True, text=True, check=True).stdout
         for command in (["qemu-system-x86_64", "--version"], ["virsh", "--version"])
     ]
     qemu, libvirt = _first(r"version (\S+)", versions[0]), versions[1].strip()
-    return (
-        f"{datetime.datetime.now(datetime.UTC).date()}: {os.cpu_count()} x {processor}, {memory}"
-        f" GiB, {system}; QEMU {qemu} (TCG), libvirt {libvirt}."
-    )
+    return f"{machine().rstrip('.')}; QEMU {qemu} (TCG), libvirt {libvirt}."
 
 
 def _first(pattern: str, text: str) -> str:

@@ -1,0 +1,1 @@
+"""Coverage-guided fuzzing of the triage engine: `make fuzz`."""
