@@ -48,6 +48,18 @@ ANALYZE_SECONDS: Final = 600.0  # it may wait for a symbol server
 
 # What is wrong with the dump, not with the way to the engine.
 _OF_DUMP = frozenset({"dump-missing", "dump-refused", "not-a-kernel-dump", "engine-failed"})
+# Not to be tried again for the next dump.
+_UNAVAILABLE = frozenset(
+    {
+        "engine-missing",
+        "setup",
+        "terms",
+        "host-unreachable",
+        "host-key",
+        "host-refused",
+        "host-setup",
+    }
+)
 _PAGE = 0x1000
 _COPIED = 1 << 24  # bytes at once
 
@@ -87,7 +99,11 @@ class Microsoft:
     def __init__(self, options: EngineOptions, owners: Owners) -> None:
         self._options = options
         self._owners = owners
+        self._symbols = [
+            _without_servers(one) if options.offline else one for one in options.symbols
+        ]
         self._engine: WorkerEngine | None = None
+        self._unavailable: Refusal | None = None
 
     def close(self) -> None:
         """Ends the worker."""
@@ -97,19 +113,24 @@ class Microsoft:
 
     def report(self, path: str) -> Report | Refusal:
         """The engine's report on a dump, or why there is none. Raises OSError."""
+        if self._unavailable is not None:
+            return self._unavailable
         try:
             if self._engine is None:
                 self._engine = pykd_host(self._options.analysis_host(), say=self._options.say)
             with _opened(path, self._options.say) as (file, dump):
                 return self._report(self._engine, file, dump)
         except EngineError as error:
-            return Refusal(f"{error.kind}: {error}", error.kind in _OF_DUMP)
+            refusal = Refusal(f"{error.kind}: {error}", error.kind in _OF_DUMP)
+            if error.kind in _UNAVAILABLE:
+                self._unavailable = refusal  # the next dump would wait for nothing
+            return refusal
         except DumpError as error:
             return Refusal(str(error), of_dump=True)
 
     def _report(self, engine: WorkerEngine, file: str, dump: Dump) -> Report:
         self._options.say(f"Microsoft's engine opens it, {engine.place}")
-        kind = engine.open(file, self._options.symbols)
+        kind = engine.open(file, self._symbols)
         answer = engine.report()
         self._options.say(f"Microsoft's engine {engine.place}: {kind} dump")
         report = _PykdAnalysis(engine, kind, answer, dump, self._owners).report()
@@ -191,6 +212,16 @@ def _plain_file(path: str, contents: DumpFormat) -> Iterator[str]:
             for start in range(0, len(data), _COPIED):
                 out.write(data[start : start + _COPIED])
         yield str(file)
+
+
+def _without_servers(symbol_path: str) -> str:
+    """A symbol path of the debuggers without what would go over the network by HTTP."""
+    elements = (
+        "*".join(p for p in one.split("*") if "://" not in p) for one in symbol_path.split(";")
+    )
+    return ";".join(
+        one for one in elements if one.lower() not in ("srv", "symsrv", "symsrv*symsrv.dll")
+    )
 
 
 def _analyze(engine: WorkerEngine) -> tuple[Analyze | None, tuple[str, ...]]:

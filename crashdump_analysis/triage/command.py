@@ -3,49 +3,176 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from crashdump_analysis.dump.source import dump_paths
+from crashdump_analysis.engines.base import NAMES, Answer, EngineOptions, TriageEngine, engine
 from crashdump_analysis.errors import DumpError
-from crashdump_analysis.triage.analysis import triage
+from crashdump_analysis.symbols import environment_symbol_path
+from crashdump_analysis.triage.progress import Progress
 
+if TYPE_CHECKING:
+    from crashdump_analysis.engines.analysis_host import AnalysisHost
+
+USAGE = 2
+"""Exit code where the command line or a file it names for its own use is wrong."""
 REFUSED = 3
 """Exit code where a file could not be reported on."""
 
+DESCRIPTION = """\
+Reports on Windows kernel dumps: bug check, registers at the fault, stack, culprit, and which
+crashes belong together. PATH is a dump (.dmp, .dmp.gz, .dmp.zst), a .zip with dumps, or a folder
+with any of these below it."""
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's arguments; `lab triage` has the same."""
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="kernel dump")
+EPILOG = """\
+engines:
+  portable  pure Python, on any system; the default
+  pykd      Microsoft's dbgeng.dll: on the [analysis_host] of lab.toml, else on this Windows, else
+            under Wine (lab pykd setup). Slower; needs the images (.sys) of a triage dump for more
+            than two frames. Where it gives no report, the portable engine's is shown, and says so.
+  both      the portable engine's report, and every difference of Microsoft's from it
+
+symbols:
+  --symbols takes a folder with PDBs and images, or a symbol path as WinDbg reads it, such as
+  'srv*cache*https://msdl.microsoft.com/download/symbols'; _NT_SYMBOL_PATH is asked after it.
+  With an analysis host Microsoft's engine uses the symbol path that lab.toml has for it.
+
+exit code: 0 all were reported, 2 wrong usage, 3 a file was refused by an engine that was asked
+
+examples:
+  lab triage MEMORY.DMP --symbols build/symbols
+  lab triage /mnt/c/Windows/Minidump --owners ours.ini
+  lab triage *.dmp --json | jq -r '[.dump.path, .culprit.module, .bucket.family] | @tsv'
+  lab triage crash.zip --engine both --symbols 'cache*;srv*https://msdl.microsoft.com/download/symbols'"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lab triage",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="dump, archive or folder of them")
     parser.add_argument("--json", action="store_true", help="reports as JSON, one a line")
+    parser.add_argument(
+        "--engine", choices=NAMES, default="portable", help="who looks at the dumps: see below"
+    )
     parser.add_argument(
         "--symbols",
         action="append",
         default=[],
-        metavar="FOLDER",
-        help="folder with PDBs, flat or laid out as a symbol store; may be given again",
+        metavar="PATH",
+        help="where PDBs and images are: see below; may be given again",
     )
-
-
-def run(paths: Sequence[str], symbols: Sequence[str], *, as_json: bool) -> int:
-    """Prints a report for each dump. Exit code 0, or 3 where one was refused."""
-    status = 0
-    for path in paths:
-        try:
-            report = triage(path, symbols)
-        except (DumpError, OSError) as error:
-            print(f"refused: {error}", file=sys.stderr)
-            status = REFUSED
-            continue
-        print(json.dumps(report.to_dict()) if as_json else report.to_text(), flush=True)
-    return status
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """`lab triage PATH... [--json] [--symbols FOLDER]`; 0 all reported, 3 one was refused."""
-    parser = argparse.ArgumentParser(
-        prog="lab triage", description="Reports on Windows kernel dumps: stop code, stack, culprit."
+    parser.add_argument(
+        "--owners",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="owner rules in the shape of WinDbg's triage.ini, such as which drivers are ours "
+        "(docs/triage.md); may be given again",
     )
-    add_arguments(parser)
-    options = parser.parse_args(arguments)
-    return run(options.paths, options.symbols, as_json=options.json)
+    parser.add_argument("--offline", action="store_true", help="ask no symbol server")
+    return parser
+
+
+def main(
+    arguments: Sequence[str] | None = None,
+    analysis_host: Callable[[], AnalysisHost | None] = lambda: None,
+) -> int:
+    """`lab triage` and `python -m crashdump_analysis.triage`; gives the exit code.
+
+    analysis_host: gives the machine where Microsoft's engine is, None for this one.
+    """
+    given = _parser().parse_args(arguments)
+    try:
+        with Progress() as progress:
+            options = EngineOptions(
+                symbols=(*given.symbols, *environment_symbol_path()),
+                owners=tuple(given.owners),
+                offline=given.offline,
+                analysis_host=analysis_host,
+                say=progress.say,
+            )
+            try:
+                started = engine(given.engine, options)
+            except (DumpError, OSError) as error:
+                print(f"lab triage: {error}", file=sys.stderr)
+                return USAGE
+            with started:
+                return _Command(started, progress, as_json=given.json).run(given.paths)
+    except BrokenPipeError:  # whoever reads has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return REFUSED
+    except KeyboardInterrupt:
+        print("lab triage: interrupted", file=sys.stderr)
+        return 130
+
+
+class _Command:
+    """The dumps of some paths, one after another."""
+
+    def __init__(self, started: TriageEngine, progress: Progress, *, as_json: bool) -> None:
+        self._engine = started
+        self._progress = progress
+        self._as_json = as_json
+        self._status = 0
+
+    def run(self, paths: Iterable[str]) -> int:
+        """Prints the report on each dump. Exit code 0, or 3 where one was refused."""
+        for path in paths:
+            for dump in self._dumps(path):
+                self._progress.begin(dump)
+                self._show(self._engine.answer(dump))
+        return self._status
+
+    def _dumps(self, path: str) -> Iterator[str]:
+        """The dumps that a path names; what is wrong with it is told."""
+        files = [path]
+        if os.path.isdir(path):
+            files = [str(one) for one in _files_below(Path(path), self._refuse)]
+            if not files:
+                self._refuse(f"{path}: no dump below this folder (.dmp, .dmp.gz, .dmp.zst, .zip)")
+        elif sys.platform == "win32" and not os.path.exists(path):
+            files = glob.glob(path) or [path]  # which the shell does not do there
+        for file in files:
+            self._progress.begin(file)
+            try:
+                yield from dump_paths(file)
+            except (DumpError, OSError) as error:
+                self._refuse(str(error))
+
+    def _show(self, answer: Answer) -> None:
+        if answer.refused:
+            self._refuse(answer.refused)
+        report = answer.report
+        if report is not None:
+            text = json.dumps(report.to_dict()) if self._as_json else f"{report.to_text()}\n"
+            print(text, flush=True)
+
+    def _refuse(self, why: str) -> None:
+        print(f"refused: {why}", file=sys.stderr, flush=True)
+        self._status = REFUSED
+
+
+_ENDINGS = (".dmp", ".dmp.gz", ".dmp.zst", ".zip")
+
+
+def _files_below(folder: Path, refuse: Callable[[str], None]) -> Iterator[Path]:
+    """The files below a folder that are dumps by name, in order; links to folders not followed."""
+
+    def unreadable(error: OSError) -> None:
+        refuse(f"{error.filename}: {error.strerror}")
+
+    for place, folders, files in os.walk(folder, onerror=unreadable):
+        folders.sort()
+        for name in sorted(files):
+            if name.lower().endswith(_ENDINGS):
+                yield Path(place, name)
