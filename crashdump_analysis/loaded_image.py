@@ -195,6 +195,11 @@ class Images:
         module = self._modules.at(address)
         return (self.of(module), module.base) if module else None
 
+    @property
+    def span(self) -> tuple[int, int]:
+        """The lowest address of any image, and the first one behind all of them."""
+        return self._modules.span
+
     def is_code(self, address: int) -> bool:
         """Whether an address lies in code of an image, as far as that is known."""
         found = self.at(address)

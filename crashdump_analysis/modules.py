@@ -51,6 +51,11 @@ class Modules:
         self._in_load_order = tuple(modules)
         self._by_base = sorted(self._in_load_order, key=lambda module: module.base)
         self._bases = [module.base for module in self._by_base]
+        self.span = (
+            min(self._bases, default=0),
+            max((module.base + module.size for module in self._by_base), default=0),
+        )
+        """The lowest address of any module, and the first one behind all of them."""
 
     def __iter__(self) -> Iterator[Module]:
         return iter(self._in_load_order)

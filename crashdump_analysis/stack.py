@@ -6,7 +6,6 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
-from crashdump_analysis.addresses import KERNEL_SPACE
 from crashdump_analysis.loaded_image import Images
 from crashdump_analysis.memory import Memory
 from crashdump_analysis.registers import Registers
@@ -16,6 +15,7 @@ from crashdump_analysis.unwind_info import UnwindError
 MAX_FRAMES: Final = 512
 _MAX_SCAN = 0x3000  # bytes of stack looked through for one return address
 _MAX_SCANNED = 0x10000  # for all of a stack
+_STACK_SIZE = 0x6000  # bytes, of a kernel stack
 
 
 @dataclass(frozen=True)
@@ -118,17 +118,20 @@ class _Walker:
         first, words = self._stack
         if not first <= start < first + 8 * len(words):
             first, words = self._stack = (start, self._words(start))
+        lowest, highest = self._images.span
         number = (start - first) // 8
-        for number, word in enumerate(words[number : number + _MAX_SCAN // 8], number):
-            if word >= KERNEL_SPACE and self._follows_a_call(word):
+        for at in range(number, min(number + _MAX_SCAN // 8, len(words))):
+            word = words[at]
+            if lowest <= word < highest and self._follows_a_call(word):
                 guessed = Registers(rip=word)
-                guessed.rsp = first + 8 * number + 8
+                guessed.rsp = first + 8 * at + 8
                 return Frame(guessed, guess=True)
         return None
 
     def _words(self, start: int) -> tuple[int, ...]:
         """A piece of stack, as far as it is there and no more than is looked through in all."""
-        stack = self._memory.read_some(start, max(_MAX_SCANNED - self._scanned, 0))
+        size = min(_STACK_SIZE, _MAX_SCANNED - self._scanned)
+        stack = self._memory.read_some(start, max(size, 0))
         count = len(stack) // 8
         self._scanned += 8 * count
         return struct.unpack_from(f"<{count}Q", stack)
