@@ -37,7 +37,7 @@ def blame(
     evidence = evidence or Evidence()
     if no_culprit or evidence.no_culprit:
         return _nobody(evidence.no_culprit or no_culprit, evidence), None
-    if evidence.module:
+    if evidence.module and owners.rank(evidence.module, None) is not None:
         return _by_evidence(stack, start, owners, evidence)
     culprit, frame = _by_stack(stack, start, owners, fault)
     return _weighed(culprit, evidence), frame
