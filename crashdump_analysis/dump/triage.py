@@ -27,7 +27,7 @@ from crashdump_analysis.modules import MAX_MODULES, Module, Modules, module_of_e
 
 _SIZE = 0x80  # of TRIAGE_DUMP64
 _VALID: Final = b"TRGD"
-_MAX_BLOCKS: Final = 1 << 17
+_MAX_BLOCKS: Final = 1 << 16
 _MAX_STACK: Final = 1 << 20  # bytes
 _DRIVER_ENTRY: Final = 0x90
 _ENTRY = 8  # of KLDR_DATA_TABLE_ENTRY in a driver entry
@@ -37,7 +37,7 @@ _UNLOADED_SIZE: Final = 8 + 50 * 0x38
 _DEBUGGER_OFFSETS = 0x2C2  # bytes of KDDEBUGGER_DATA64 that hold the offsets used here
 
 Piece = tuple[int, int, int]
-"""Where in virtual memory a piece starts and ends, and its offset in the file."""
+"""Where in virtual memory a piece starts, its offset in the file, its size in bytes."""
 
 
 class TriageDump(DumpFormat):
@@ -93,13 +93,11 @@ class TriageDump(DumpFormat):
                 f"{count} of {self._block_count} blocks of memory are read; "
                 + ("that is the most" if count == _MAX_BLOCKS else "their table is cut")
             )
-        blocks = struct.iter_unpack("<QII", table[: 16 * count])
-        yield ((address, address + size, offset) for address, offset, size in blocks)
-        size = min(self._stack_size, _MAX_STACK)
-        yield [(self.top_of_stack, self.top_of_stack + size, self._stack)]
-        yield [(self._page_address, self._page_address + self._page_size, self._page)]
+        yield struct.iter_unpack("<QII", table[: 16 * count])
+        yield [(self.top_of_stack, self._stack, min(self._stack_size, _MAX_STACK))]
+        yield [(self._page_address, self._page, self._page_size)]
         size = min(self._debugger_data_size, _MAX_COPY)
-        yield [(self.header.debugger_data, self.header.debugger_data + size, self._debugger_data)]
+        yield [(self.header.debugger_data, self._debugger_data, size)]
         yield self._copies()
 
     def _copies(self) -> list[Piece]:
@@ -111,14 +109,8 @@ class TriageDump(DumpFormat):
         to_thread, thread_size = struct.unpack_from("<H10xH", block, 0x2B4)
         thread = self._pointer(self._processor + to_thread)
         process = self._pointer(self._thread + to_process)
-        return [
-            (address, address + size, offset)
-            for address, size, offset in (
-                (thread, thread_size, self._thread),
-                (process, process_size, self._process),
-            )
-            if address >= KERNEL_SPACE
-        ]
+        copies = (thread, self._thread, thread_size), (process, self._process, process_size)
+        return [copy for copy in copies if copy[0] >= KERNEL_SPACE]
 
     def _pointer(self, offset: int) -> int:
         return int.from_bytes(self.data[offset : offset + 8], "little")
@@ -191,57 +183,58 @@ class BlockMemory(Memory):
 
     def __init__(self, data: mmap, layers: Iterable[Iterable[Piece]]) -> None:
         self._data = data
-        size, pieces = len(data), list[Piece]()
+        self._extents: list[_Extent] = []
         for number, layer in enumerate(layers):
-            there = sorted(
-                (start, min(end, start + size - offset), offset)
-                for start, end, offset in layer
-                if start < end <= 1 << 64 and offset < size
-            )
-            pieces = list(_without_overlaps(there)) if not number else _behind(pieces, there)
-        self._pieces = pieces
-        self._starts = [piece[0] for piece in pieces]
+            extents = _without_overlaps(layer, len(data))
+            self._extents = _behind(self._extents, extents) if number else list(extents)
+        self._starts = [extent[0] for extent in self._extents]
 
     def read_some(self, address: int, size: int) -> bytes:
         """As many of `size` bytes as there are before the first missing one."""
         number = bisect_right(self._starts, address) - 1
         if number < 0 or size <= 0:
             return b""
-        start, end, offset = self._pieces[number]
+        start, end, offset = self._extents[number]
         if address >= end:
             return b""
         offset += address - start
         if address + size <= end:
             return self._data[offset : offset + size]
         out = bytearray(self._data[offset : offset + end - address])
-        for start, upto, offset in self._pieces[number + 1 :]:
-            if start != end or len(out) == size:
+        while len(out) < size and number + 1 < len(self._extents):
+            number += 1
+            start, following, offset = self._extents[number]
+            if start != end:
                 break
-            end = upto
-            out += self._data[offset : offset + min(end - start, size - len(out))]
+            out += self._data[offset : offset + min(following - start, size - len(out))]
+            end = following
         return bytes(out)
 
 
-def _without_overlaps(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """Sorted pieces, each without what one before it has."""
+_Extent = tuple[int, int, int]  # first address, address behind the last, offset in the file
+
+
+def _without_overlaps(pieces: Iterable[Piece], file_size: int) -> Iterator[_Extent]:
+    """Pieces by address: what of each is in the file and not in one before it."""
     reached = 0
-    for start, end, offset in pieces:
-        if end > reached:
+    for start, offset, size in sorted(pieces):
+        end = start + min(size, file_size - offset)
+        if end > reached and start < end <= 1 << 64:
             first = max(start, reached)
             yield first, end, offset + first - start
             reached = end
 
 
-def _behind(pieces: list[Piece], added: Iterable[Piece]) -> list[Piece]:
-    """Sorted pieces, and what others have in the gaps between them."""
-    starts, gaps = [piece[0] for piece in pieces], list[Piece]()
+def _behind(extents: list[_Extent], added: Iterable[_Extent]) -> list[_Extent]:
+    """Extents by address, and what others have in the gaps between them."""
+    starts, gaps = [extent[0] for extent in extents], list[_Extent]()
     for start, end, offset in added:
         at, number = start, max(bisect_right(starts, start) - 1, 0)
         while at < end:
-            while number < len(pieces) and pieces[number][1] <= at:
+            while number < len(extents) and extents[number][1] <= at:
                 number += 1
-            upto = min(end, pieces[number][0]) if number < len(pieces) else end
+            upto = min(end, extents[number][0]) if number < len(extents) else end
             if upto > at:
                 gaps.append((at, upto, offset + at - start))
-            at = max(upto, pieces[number][1]) if number < len(pieces) else end
-    return sorted(pieces + gaps)
+            at = max(upto, extents[number][1]) if number < len(extents) else end
+    return sorted(extents + gaps) if gaps else extents

@@ -175,7 +175,7 @@ def memory_of(layers: list[list[tuple[int, bytes]]]) -> BlockMemory:
     for layer in layers:
         pieces = []
         for address, data in layer:
-            pieces.append((address, address + len(data), len(file)))
+            pieces.append((address, len(file), len(data)))
             file += data
         placed.append(pieces)
     return BlockMemory(memoryview(bytes(file)), placed)  # type: ignore[arg-type]
@@ -219,12 +219,12 @@ def test_pieces_outside_the_file_or_beyond_all_addresses() -> None:
         memoryview(b"0123456789"),  # type: ignore[arg-type]
         [
             [
-                (A, A + 100, 6),
-                (A + 0x100, A + 0x104, 10),
-                (A + 0x200, A + 0x204, 1 << 40),
-                (top, top + 16, 0),
-                (top, top + 8, 0),
-                (A + 0x300, A + 0x300, 0),
+                (A, 6, 100),
+                (A + 0x100, 10, 4),
+                (A + 0x200, 1 << 40, 4),
+                (top, 0, 10),
+                (top, 0, 8),
+                (A + 0x300, 0, 0),
             ]
         ],
     )
