@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test slow metal lint bench fuzz soak kernel kernel-check fresh requirements clean
+.PHONY: help demo test slow metal base-install lint bench fuzz soak kernel kernel-check fresh requirements clean
 
 # uv must use the Python that is here, never fetch one.
 export UV_PYTHON_DOWNLOADS := never
@@ -32,13 +32,16 @@ demo: $(ENVIRONMENT) machine-packages ## a bad content file stops a machine: its
 	.venv/bin/lab demo
 
 test: $(ENVIRONMENT) test-packages ## every test, on real virtual machines
-	$(PYTEST) -n $(WORKERS) --dist worksteal -m "not soak and not slow and not metal" $(EXAMPLE)
+	$(PYTEST) -n $(WORKERS) --dist worksteal -m "not soak and not slow and not metal and not install" $(EXAMPLE)
 
 slow: $(ENVIRONMENT) test-packages ## what takes long: a whole run with a guest slowed 50 times
 	$(PYTEST) -n $(WORKERS) --dist worksteal -m slow --timeout 3600
 
 metal: $(ENVIRONMENT) test-packages ## the power and console suites on every family of devices
 	$(PYTEST) -n $(WORKERS) --dist worksteal -m metal
+
+base-install: $(ENVIRONMENT) test-packages ## a wheel, installed without a compiler on Linux and on Windows CPython (Wine)
+	$(PYTEST) -m install
 
 lint: $(ENVIRONMENT) ## ruff and mypy --strict
 	$(PYTHON) -m ruff check .

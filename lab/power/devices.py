@@ -15,7 +15,7 @@ from lab.power.base import PowerDevice, Secrets
 
 ENTRY_POINTS = "bugcheck_lab.power"
 """The group in which a third party's package names its device class: NAME = "package:Class"."""
-NO_BACKENDS = {"base", "devices", "outlet", "snmp", "snmp_families", "__init__"}
+NO_BACKENDS = {"base", "bmc", "devices", "outlet", "snmp", "snmp_families", "__init__"}
 
 
 class NoBackendError(LabError):
