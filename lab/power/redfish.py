@@ -48,7 +48,7 @@ LIBRARY_ERRORS = (
     TypeError,
     ValueError,
 )
-"""Its own, and what sushy raises for an answer that is no JSON, or JSON of other types than the schema's."""
+"""sushy's own, and what it lets through for an answer that is no JSON, or not of the schema."""
 POWER = {sushy.PowerState.ON: PowerState.ON, sushy.PowerState.OFF: PowerState.OFF}
 BOOT: dict[BootDevice, sushy.BootSource] = {
     "cd": sushy.BootSource.CD,
