@@ -100,7 +100,7 @@ class Image:
 
     def _refuse(self, expected: str, found: bytes | str | None) -> NoReturn:
         if found is None:
-            found = "nothing: the memory is not there"
+            found = "nothing: it is not there"
         raise DumpError(
             self.where,
             expected=expected,

@@ -58,11 +58,11 @@ class Symbols:
             )
 
         path, problems = self._path.find(Wanted(identity.name, identity.key, check))
-        if path is None:
-            for warning in problems or [f"no PDB {identity} in {self._path}"]:
-                self.warn(warning)
-            return None
-        return self._open(path)
+        if path is None and not problems:
+            problems = [f"no PDB {identity} in {self._path}"]
+        for problem in problems:
+            self.warn(problem)
+        return self._open(path) if path else None
 
     def _open(self, path: Path) -> Pdb | None:
         try:
@@ -117,10 +117,10 @@ class Symbols:
 
         for name in _KERNELS if module.name == "nt" else (module.image,):
             path, problems = self._path.find(Wanted(name, key, check))
-            if path is not None:
-                return open_image(path)
             for problem in problems:
                 self.warn(problem)
+            if path is not None:
+                return open_image(path)
         return None
 
     def lookup(self, identity: PdbIdentity, rva: int) -> list[SourceFrame]:

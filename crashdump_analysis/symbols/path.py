@@ -24,7 +24,7 @@ from typing import Final
 
 from crashdump_analysis.symbols.download import STALL_SECONDS, Progress
 from crashdump_analysis.symbols.server import Server
-from crashdump_analysis.symbols.store import Folder, Store, Wanted
+from crashdump_analysis.symbols.store import Folder, Problems, Store, Wanted
 
 MICROSOFTS_SERVER: Final = "https://msdl.microsoft.com/download/symbols"
 _OF_WINDOWS = re.compile(r"[A-Za-z]:\\|\\\\")
@@ -89,12 +89,13 @@ class SymbolPath:
         """The file, if it is somewhere along the path, and in words what stood in the way."""
         key = (wanted.name, wanted.key)
         if key not in self._found:
-            problems: list[str] = []
+            problems = Problems()
             path = self._find(wanted, problems) if wanted.allowed else None
-            self._found[key] = (path, problems)
+            words = problems.always if path else problems.always + problems.not_found
+            self._found[key] = (path, words)
         return self._found[key]
 
-    def _find(self, wanted: Wanted, problems: list[str]) -> Path | None:
+    def _find(self, wanted: Wanted, problems: Problems) -> Path | None:
         for chain in self.chains:
             for number, place in enumerate(chain):
                 path = place.get(wanted, problems)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 import urllib.parse
+import weakref
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +23,7 @@ from crashdump_analysis.symbols.store import (
     MAX_POINTER,
     POINTER,
     TWO_TIER_MARK,
+    Problems,
     Wanted,
     place_in_store,
     pointed_at,
@@ -56,7 +59,7 @@ class Server:
     def __str__(self) -> str:
         return self.url
 
-    def get(self, wanted: Wanted, problems: list[str]) -> Path | None:
+    def get(self, wanted: Wanted, problems: Problems) -> Path | None:
         """Downloads a file and checks it; None where the server has it not, or not now.
 
         The file is a temporary one, which is there as long as this object.
@@ -64,42 +67,49 @@ class Server:
         if self._silent or self._known_missing(wanted):
             return None
         if self._offline:
-            problems.append(f"offline: {self.url} was not asked for {wanted}")
+            problems.not_found.append(f"offline: {self.url} was not asked for {wanted}")
             return None
-        target = Path(self._folder.name, f"{wanted.key}-{wanted.name}")
+        target = self._folder / f"{wanted.key}-{wanted.name}"
         try:
             if self._download(wanted, target, problems):
                 reason = wanted.check(target)
                 if not reason:
                     return target
-                problems.append(f"{self.url} gave another file: {reason}")
+                problems.not_found.append(f"{self.url} gave another file: {reason}")
             else:
                 self._keep_missing(wanted)
         except DownloadError as error:
             self._silent = error.server
-            asked = "; it is not asked again" if error.server else ""
-            problems.append(f"{error}{asked}")
+            if error.server:
+                problems.always.append(f"{error}; it is not asked again")
+            else:
+                problems.not_found.append(str(error))
         except OSError as error:
-            problems.append(f"{wanted.name} cannot be written to {target}: {error.strerror}")
+            problems.not_found.append(
+                f"{wanted.name} cannot be written to {target}: {error.strerror}"
+            )
         with suppress(OSError):
             target.unlink(missing_ok=True)
         return None
 
     @cached_property
-    def _folder(self) -> tempfile.TemporaryDirectory[str]:
-        return tempfile.TemporaryDirectory(prefix="bugcheck-lab-symbols-")
+    def _folder(self) -> Path:
+        """Where downloads go, as long as this object is there."""
+        folder = tempfile.mkdtemp(prefix="bugcheck-lab-symbols-")
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return Path(folder)
 
-    def _download(self, wanted: Wanted, target: Path, problems: list[str]) -> bool:
+    def _download(self, wanted: Wanted, target: Path, problems: Problems) -> bool:
         if self._fetch(wanted, wanted.name, target):
             return True
         if self._fetch(wanted, wanted.compressed_name, target):
-            problems.append(
+            problems.not_found.append(
                 f"{self.url} has {wanted.name} compressed (a cabinet), which is not supported"
             )
         elif self._fetch(wanted, POINTER, target, limit=MAX_POINTER):
             place, message = pointed_at(target.read_text("utf-8", "replace"))
             text = f"says: {message}" if message else f"points at {place}, which is not followed"
-            problems.append(f"{self.url} has a {POINTER} for {wanted.name}; it {text}")
+            problems.not_found.append(f"{self.url} has a {POINTER} for {wanted.name}; it {text}")
         return False
 
     def _fetch(self, wanted: Wanted, name: str, target: Path, limit: int = MAX_FILE) -> bool:
@@ -117,7 +127,7 @@ class Server:
 
     @cached_property
     def _two_tier(self) -> bool:
-        target = Path(self._folder.name, TWO_TIER_MARK)
+        target = self._folder / TWO_TIER_MARK
         try:
             return self._get(TWO_TIER_MARK, target)
         except DownloadError as error:

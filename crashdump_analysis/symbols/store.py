@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -65,8 +65,19 @@ def pointed_at(text: str) -> tuple[str, str]:
     return (rest.strip() if kind.upper() == "PATH" and colon else text), ""
 
 
+@dataclass
+class Problems:
+    """What stood in the way of a file, in words.
+
+    not_found: matters only where it is not found in the end. always: matters in any case.
+    """
+
+    not_found: list[str] = field(default_factory=list)
+    always: list[str] = field(default_factory=list)
+
+
 class Folder:
-    """A folder, in which files lie as they are or as in a store. `problems` are said in words."""
+    """A folder, in which files lie as they are or as in a store."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -74,7 +85,7 @@ class Folder:
     def __str__(self) -> str:
         return str(self.path)
 
-    def get(self, wanted: Wanted, problems: list[str]) -> Path | None:
+    def get(self, wanted: Wanted, problems: Problems) -> Path | None:
         """The file, checked; None where it is not here."""
         for path in (*self._stored(wanted, problems), *self._flat(wanted)):
             try:
@@ -85,10 +96,10 @@ class Folder:
                 reason = f"{path} cannot be read: {error.strerror}"
             if not reason:
                 return path
-            problems.append(reason)
+            problems.not_found.append(reason)
         return None
 
-    def _stored(self, wanted: Wanted, problems: list[str]) -> Iterator[Path]:
+    def _stored(self, wanted: Wanted, problems: Problems) -> Iterator[Path]:
         two_tier = (self.path / TWO_TIER_MARK).is_file()
         for one in _spellings(wanted):
             folder = self.path / place_in_store(one, two_tier=two_tier)
@@ -99,11 +110,11 @@ class Folder:
                 pointer = (folder / POINTER).read_bytes()[:MAX_POINTER]
                 place, message = pointed_at(pointer.decode("utf-8", "replace"))
                 if message:
-                    problems.append(f"{folder / POINTER} says: {message}")
+                    problems.not_found.append(f"{folder / POINTER} says: {message}")
                 elif place:
                     yield Path(place)
             if (folder / one.compressed_name).is_file():
-                problems.append(
+                problems.not_found.append(
                     f"{folder / one.compressed_name} is compressed (a cabinet), which is not "
                     f"supported: expand it to {one.name} beside it"
                 )
@@ -122,7 +133,7 @@ class Store(Folder):
     def _flat(self, wanted: Wanted) -> Iterator[Path]:
         return iter(())
 
-    def put(self, wanted: Wanted, source: Path, problems: list[str]) -> Path | None:
+    def put(self, wanted: Wanted, source: Path, problems: Problems) -> Path | None:
         """Copies a checked file into the store; None, with a problem, where that cannot be.
 
         Any number of processes may do so at once: the file appears whole or not at all.
@@ -143,7 +154,7 @@ class Store(Folder):
                     os.unlink(part)
             if target.is_file() and not wanted.check(target):
                 return target  # another process has it open, which Windows does not replace
-            problems.append(f"{wanted.name} cannot be kept in {self.path}: {error.strerror}")
+            problems.always.append(f"{wanted.name} cannot be kept in {self.path}: {error.strerror}")
             return None
         return target
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,15 @@ class Place:
 
 def places(pdb: Path, offset: int) -> list[Place]:
     """The functions at an offset from the image's base, inlined ones before their callers."""
-    cache: Any = Archive.open(str(pdb)).get_object(arch="x86_64").make_symcache()
     return [
         Place(found.symbol.partition("(")[0], Path(found.full_path).name, found.line)
-        for found in cache.lookup(offset)
+        for found in _symcache(pdb, pdb.stat().st_mtime_ns).lookup(offset)
     ]
+
+
+@lru_cache(maxsize=16)
+def _symcache(pdb: Path, _changed: int) -> Any:
+    return Archive.open(str(pdb)).get_object(arch="x86_64").make_symcache()
 
 
 def public_symbol(pdb: Path, image: Path, name: str) -> int:
