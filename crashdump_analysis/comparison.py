@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from crashdump_analysis.report import LoadedModule, Report, StackFrame
+    from crashdump_analysis.symbols import SourceFrame
 
-InlinedAt = Callable[[int], Sequence[str]]
+InlinedAt = Callable[[int], "Sequence[SourceFrame]"]
 """The functions inlined at an address, innermost first, by the portable engine's symbols."""
 
 
@@ -238,22 +239,23 @@ def _names(place: str, mine: StackFrame, other: StackFrame) -> Iterator[Differen
 def _inlined(
     place: str, mine: _Physical, other: _Physical, inlined_at: InlinedAt
 ) -> Iterator[Difference]:
-    ours, theirs = ([_shown(one) for one in each.inlined] for each in (mine, other))
+    ours = [_shown(one) for one in mine.inlined]
+    theirs = [_shown(one) for one in other.inlined]
     if ours == theirs:
         return
     kind = DifferenceKind.INLINE
     if mine.frame.trapped:
-        early = list(inlined_at(mine.frame.instruction - 1))
-        if [one.function for one in other.inlined] == early:
+        early = inlined_at(mine.frame.instruction - 1)
+        if [_shown(one) for one in early] == theirs:
             kind = DifferenceKind.INLINE_EARLY
     yield Difference(kind, place, " < ".join(ours) or "none", " < ".join(theirs) or "none")
 
 
-def _shown(frame: StackFrame) -> str:
+def _shown(frame: StackFrame | SourceFrame) -> str:
     return f"{frame.function} [{_file(frame)} @ {frame.line}]"
 
 
-def _file(frame: StackFrame) -> str | None:
+def _file(frame: StackFrame | SourceFrame) -> str | None:
     return ntpath.basename(frame.file) if frame.file else None
 
 

@@ -340,7 +340,7 @@ def _header(header: DumpHeader, answer: EngineReport) -> DumpHeader:
         machine=system["machine"],
         processors=system["processors"],
         time=datetime.fromtimestamp(system["time"], UTC) if system["time"] else None,
-        uptime=timedelta(seconds=system["uptime"]) if system["uptime"] else None,
+        uptime=timedelta(seconds=system["uptime"]) if system["uptime"] else header.uptime,
     )
 
 
@@ -428,7 +428,8 @@ class _PykdAnalysis(Analysis):
             )
             certain = certain and ((number == 0 and entered) or self._has_unwind_data(place[0]))
         self._learn_names(groups, frames)
-        return frames
+        # A dump that was cut may leave the engine without a stack, which it has warned of.
+        return frames or [Frame(registers, trapped=True)]
 
     def _walked(self, registers: Registers, *, entered: bool) -> list[Frame]:
         if self.dump.header.machine == MACHINE_ARM64:

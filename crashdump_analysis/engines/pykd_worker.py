@@ -151,6 +151,7 @@ _DEBUG_REGISTER_SUB_REGISTER = 1
 _E_NOINTERFACE = 0x80004002
 _MAX_FRAMES = 512
 _STACK_FRAME_TYPE_INLINE = 2  # dbghelp.h; INLINE_FRAME_CONTEXT.FrameType, bit 7 = return address
+_INLINE_FRAME_CONTEXT_IGNORE = 0xFFFFFFFF  # dbghelp.h: the function itself
 _MACHINE_AMD64 = 0x8664
 
 # CASE_INSENSITIVE | UNDNAME | DEFERRED_LOADS | LOAD_LINES | OMAP_FIND_NEAREST | AUTO_PUBLICS
@@ -487,7 +488,7 @@ class Engine:
     def lookup(self, addresses: list[int]) -> dict[str, Any]:
         """Module, function, file and line of addresses."""
         self._need_dump()
-        return {"places": [self._place(address, 0) for address in addresses]}
+        return {"places": [self._place(one, _INLINE_FRAME_CONTEXT_IGNORE) for one in addresses]}
 
     def command(self, text: str) -> dict[str, Any]:
         """Runs a debugger command; the HRESULT is passed on, the output is as printed."""

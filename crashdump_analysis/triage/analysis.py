@@ -273,11 +273,11 @@ class Analysis:
         """The stack from a fault that does not lie on the other one."""
         return walk(self.memory, self.images, fault.registers)
 
-    def inlined_at(self, address: int) -> list[str]:
+    def inlined_at(self, address: int) -> list[SourceFrame]:
         """The functions inlined at an address, innermost first."""
         module = self.modules.at(address)
         functions = self._functions(module, address) if module else []
-        return [one.function for one in functions if one.inline]
+        return [one for one in functions if one.inline]
 
     def _symbolize(self, walked: _Walk) -> tuple[list[StackFrame], list[int]]:
         """Frames with names, inlined functions as frames of their own; and where each began."""
