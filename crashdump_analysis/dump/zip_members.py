@@ -164,7 +164,9 @@ class _BoundedReads(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        """The new position."""
+        """The new position. Raises BadZipFile where the archive names a place before its start."""
+        if whence == io.SEEK_SET and offset < 0:
+            raise zipfile.BadZipFile(f"an offset of {offset}")
         return self._file.seek(offset, whence)
 
     def tell(self) -> int:

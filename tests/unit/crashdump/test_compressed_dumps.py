@@ -309,6 +309,15 @@ def test_a_zip_that_lies_about_sizes(tmp_path: Path) -> None:
     assert "members that do not overlap" in refusal(written(tmp_path, bytes(lying)))
 
 
+def test_a_directory_behind_where_it_says(tmp_path: Path) -> None:
+    """Members lie before the start of the file then (found by fuzzing)."""
+    whole = bytearray(zipped(("a.dmp", crashed_machine().dump())))
+    end = whole.find(b"PK\5\6")
+    (start,) = struct.unpack_from("<I", whole, end + 16)
+    struct.pack_into("<I", whole, end + 16, start + 100)
+    assert "an offset of -100" in refusal(written(tmp_path, bytes(whole)))
+
+
 def test_members_that_overlap(tmp_path: Path) -> None:
     """The quoted zip bomb: one compressed block, and a thousand members that all are it."""
     one = zipped(("a.dmp", crashed_machine().dump()))

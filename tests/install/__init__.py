@@ -1,0 +1,1 @@
+"""Installing the distribution as its users do: `make base-install`."""
