@@ -80,8 +80,13 @@ Rule = Callable[[Crash], Fault | None]
 
 
 def trap_frame_third(crash: Crash) -> Fault | None:
-    """0x50, 0x8E, 0xBE, 0xFC: the raw third parameter is the address of the KTRAP_FRAME."""
-    return _trap_frame(crash, crash.raw_parameter(3), "raw parameter 3")
+    """0x50, 0x8E, 0xBE, 0xFC: the raw third parameter is the address of the KTRAP_FRAME.
+
+    Where the home space is not in the dump, the trap frame on the stack whose rip is parameter 3,
+    which for 0x50 the header has instead.
+    """
+    found = _trap_frame(crash, crash.raw_parameter(3), "raw parameter 3")
+    return found or _trap_frame_on_the_stack(crash, crash.parameters[2])
 
 
 def trap_frame_second(crash: Crash) -> Fault | None:
@@ -91,12 +96,12 @@ def trap_frame_second(crash: Crash) -> Fault | None:
 
 def context_third(crash: Crash) -> Fault | None:
     """0x3B: parameter 3 is the address of a CONTEXT record."""
-    return _context(crash, crash.parameters[2], "parameter 3")
+    return _context(crash, crash.parameters[2], "parameter 3") or _in_the_header(crash)
 
 
 def context_fourth(crash: Crash) -> Fault | None:
     """0x7E: parameter 4 is the address of a CONTEXT record."""
-    return _context(crash, crash.parameters[3], "parameter 4")
+    return _context(crash, crash.parameters[3], "parameter 4") or _in_the_header(crash)
 
 
 def context_on_the_stack(crash: Crash) -> Fault | None:
@@ -191,6 +196,16 @@ def _context(crash: Crash, address: int | None, source: str) -> Fault | None:
     if address is None or registers is None:
         return None
     return Fault(registers, f"CONTEXT record at {address:x} ({source})", record=("cxr", address))
+
+
+def _in_the_header(crash: Crash) -> Fault | None:
+    """The header's registers, if they are at the instruction that parameter 2 names.
+
+    The conversion of a kernel dump to a triage dump puts the context of an exception there.
+    """
+    if crash.registers.rip != crash.parameters[1]:
+        return None
+    return Fault(crash.registers, "the dump's header, whose registers are those of the exception")
 
 
 def _trap_frame_on_the_stack(crash: Crash, instruction: int) -> Fault | None:

@@ -146,7 +146,7 @@ def test_raw_third_parameter(tmp_path: Path, code: int) -> None:
 
 
 def test_home_space_of_another_bug_check_is_not_believed(tmp_path: Path) -> None:
-    machine = crashed_machine(0x50, (0xBAD, 0, FAULT_RIP, 2))
+    machine = crashed_machine(0x50, (0xBAD, 0, FAULT_RIP + 1, 2))  # no frame has that rip
     machine.write_u64(machine.registers["rsp"] + 8, 0x1A, 0xBAD, 0, TRAP_FRAME)
     report = triage(machine.write(tmp_path / "a.dmp"))
     assert report.context.instruction is None

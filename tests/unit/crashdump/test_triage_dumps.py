@@ -154,6 +154,30 @@ def test_a_scan_takes_nothing_for_a_return_address_that_no_call_is_before(tmp_pa
     assert RETURN_TO_ENTRY in [one.instruction for one in with_code.stack]
 
 
+@pytest.mark.parametrize("code", [0x3B, 0x7E, 0x1000007E])
+def test_the_header_of_a_converted_dump_may_have_the_registers_of_the_fault(
+    tmp_path: Path, code: int
+) -> None:
+    """The CONTEXT that a parameter names is then not in the dump."""
+    machine = crashed_machine(code, (0xC0000005, FAULT_RIP, 0xFFFFD00000001000, 0xFFFFD00000002000))
+    machine.registers = {"rip": FAULT_RIP, "rsp": FAULT_RSP, "rbx": 0x77}
+    report = report_of(tmp_path, TriageDump(machine))
+    assert report.context.source.startswith("the dump's header")
+    assert report.context.instruction == FAULT_RIP
+    assert report.context.registers["rbx"] == 0x77
+    assert report.culprit.module == "victim"
+    machine.registers["rip"] += 1  # elsewhere: then they are not the fault's
+    assert report_of(tmp_path, TriageDump(machine)).context.instruction is None
+
+
+def test_a_page_fault_whose_home_space_is_missing(tmp_path: Path) -> None:
+    machine = crashed_machine(0x50, (0xFFFF8000DEAD0000, 0, FAULT_RIP, 2))
+    machine.write_u64(machine.registers["rsp"] + 8, 0, 0, 0, 0)
+    report = report_of(tmp_path, TriageDump(machine))
+    assert report.context.instruction == FAULT_RIP
+    assert "found on the stack by its rip" in report.context.source
+
+
 def test_the_exception_record_of_the_header_is_never_used(tmp_path: Path) -> None:
     data = bytearray(triage_dump(crashed_machine()))
     before = data.copy()
