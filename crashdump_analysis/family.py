@@ -32,6 +32,9 @@ from crashdump_analysis.unwind_info import (
 DEPTH: Final = 3
 """Functions in a family: one joins bugs that die in a shared helper, many split one bug's paths."""
 
+LEAF: Final = "leaf"
+"""The shape of every function that neither calls others nor moves the stack pointer."""
+
 Basis = Literal["functions", "shapes", "places", "own bug check", "evidence", "bug check"]
 
 _MOST_SMALL: Final = 0xFFFF
@@ -85,6 +88,8 @@ def family_of(
     if frame is None:
         return Family(f"{culprit.module} by 0x{code:X}{kind}", (), "evidence")
     frames = tuple(_frames(stack, frame, owners, place_of))
+    if set(frames) == {f"~{LEAF}"}:  # that is no shape to tell bugs apart by
+        frames = (_unnamed(stack[frame], Place()),)
     key = f"{culprit.module}!{' < '.join(frames)}"
     if any(one.startswith("+") for one in frames):
         return Family(f"{key} of build {build}", frames, "places")
@@ -134,12 +139,13 @@ def place_in(image: UnwindData, rva: int) -> Place:
 
     Its shape is a digest of its length in bytes and of its UNWIND_INFO without addresses: sizes of
     prologue and frame, registers saved and where. Of a function in chained parts the first counts.
+    A leaf has no unwind data, which is all there is to tell of it.
     """
     try:
         function = image.runtime_function(rva)
+        if function is None:
+            return Place(None, LEAF)
         for _ in range(MAX_CHAIN):
-            if function is None:
-                break
             begin, end, unwind = direct_entry(image, function)
             info = read_unwind_info(image, unwind)
             if info.chained is None:

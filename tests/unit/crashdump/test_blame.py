@@ -12,7 +12,7 @@ from crashdump_analysis import DumpError
 from crashdump_analysis.blame import blame
 from crashdump_analysis.bucket import failure_bucket_id, failure_id_hash
 from crashdump_analysis.bugchecks.evidence import Evidence
-from crashdump_analysis.family import Family, Place, family_of, source_name
+from crashdump_analysis.family import LEAF, Family, Place, family_of, source_name
 from crashdump_analysis.owners import OWNERS, Owners, owners_with, read_owner_file, read_owners
 from crashdump_analysis.report import Culprit, StackFrame
 
@@ -437,6 +437,14 @@ def test_without_names_shapes_hold_across_builds() -> None:
     assert of("B1", 0x1000, "aa", "cc").key != found.key
     mixed = of("B1", 0x1000, "aa", None)
     assert (mixed.key, mixed.basis) == ("sensor!~aa < +1000 < Main of build B1", "places")
+
+
+def test_a_leaf_alone_is_no_shape() -> None:
+    found = families_of("sensor", "nt", place_of=lambda _: Place(None, LEAF), build="B1")
+    assert (found.key, found.basis) == ("sensor!+10 of build B1", "places")
+    places = iter([Place(None, LEAF), Place(0x1000, "aa")])
+    found = families_of("sensor", "sensor", "nt", place_of=lambda _: next(places))
+    assert (found.key, found.basis) == ("sensor!~leaf < ~aa", "shapes")
 
 
 def test_a_drivers_own_bug_check_is_its_family() -> None:
