@@ -79,6 +79,8 @@ class Deadlines(_Section):
     dump_copying: Seconds
     """From the next boot to a complete dump file."""
     shutdown: Seconds
+    console_reply: Seconds = 30.0
+    """For SAC's answer to one command."""
     slowdown: Annotated[float, Field(ge=1)] = 1.0
     """How many times slower than a usual machine it runs; times a candidate gives are for a
     usual machine and are multiplied by this."""
@@ -104,6 +106,8 @@ class Console(_Section):
 
     ems: Literal["COM1", "COM2", "none"]
     debugger: Literal["COM1", "COM2", "none"]
+    sac: bool = False
+    """Whether the Special Administration Console answers on the port of `ems`."""
 
 
 class Panic(_Section):

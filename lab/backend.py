@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from images.contract import Contract
+from lab.console.log import Log
 from lab.disks.blocks import BlockSource
 from lab.outcome import InfrastructureError
 from lab.signals import SignalLog
@@ -33,6 +34,7 @@ MACHINE_FILES = (
 Feature = Literal[
     "agent",  # guest_agent() speaks QEMU's agent protocol
     "console-log",
+    "console-type",  # one can type on the console
     "debugger-port",
     "disk",  # the powered-off disk can be read and edited
     "hold-restart",  # a restart from inside leaves the machine off
@@ -150,6 +152,14 @@ class Backend(ABC):
     @abstractmethod
     def console_log(self) -> Path:
         """COM1 since the first power-on: a file that grows, bytes as they came."""
+
+    @abstractmethod
+    def console(self) -> Log:
+        """The same as a log to watch, with when its bytes came."""
+
+    @abstractmethod
+    def type_on_console(self, data: bytes) -> None:
+        """Types on COM1. Only lab.machine calls it: it has the lease."""
 
     @abstractmethod
     def agent(self, command: str, arguments: dict[str, Any], deadline: float) -> Any:

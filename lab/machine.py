@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from images.contract import Contract
 from lab.backend import Backend, BackendError, Feature, Image
+from lab.console.sac import Sac
 from lab.console.stop_text import stop_codes
+from lab.console.watcher import Watcher
 from lab.disks.blocks import BlockSource
 from lab.disks.edit import Edit, EditDone, edit
 from lab.disks.files import DiskFiles, open_files
@@ -208,6 +210,26 @@ class Machine:
         log = self.console_log()
         start = max((at for number, at in self._console_at_boot.items() if number <= boot))
         return log.read_bytes()[start:] if log.exists() else b""
+
+    def watch_console(self, *, offset: int | None = None) -> Watcher:
+        """Watches the current boot's console, from now on or from an offset. Needs no lease."""
+        self.require("console-log")
+        return Watcher(self._backend.console(), self.signals, boot=self.boot, offset=offset)
+
+    def type_on_console(self, data: bytes) -> None:
+        """Types on the console."""
+        self.require("console-type")
+        self._call("typing on the console", lambda: self._backend.type_on_console(data))
+
+    def sac(self) -> Sac:
+        """Windows' SAC on the current boot's console. Raises BackendError where there is none."""
+        if not self.contract.console.sac:
+            raise BackendError(
+                f"{self.name}: image {self.image.name} has no SAC; its contract says so"
+                " (console.sac)"
+            )
+        deadline = self.contract.deadlines.console_reply
+        return Sac(self.watch_console(), self.type_on_console, deadline=deadline)
 
     def crash_signalled(self, boot: int | None = None) -> bool:
         """Whether a bug check was signalled, in one boot or in any."""

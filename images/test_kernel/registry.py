@@ -71,6 +71,9 @@ class Settings:
     """The Windows build whose structure layouts the kernel follows."""
     os_id: str = "mswindows"
     """What the guest agent's guest-get-osinfo calls `id`; QEMU's agent says this on Windows."""
+    user: str = "Administrator"
+    password: str = "bugcheck-lab"  # noqa: S105 - of a machine that holds nothing
+    """Whom a command prompt on the console takes; Windows has AutoAdminLogon's account there."""
     extra: Mapping[tuple[str, str], RegistryValue] = field(default_factory=dict)
     """More values by (key path, value name); they are written last."""
 
@@ -101,6 +104,10 @@ def registry_text(settings: Settings, services: Sequence[Service]) -> str:
             "CurrentBuildNumber": str(settings.build_number),
             "CurrentMajorVersionNumber": 10,
             "CurrentMinorVersionNumber": 0,
+        },
+        CURRENT_VERSION + r"\Winlogon": {
+            "DefaultUserName": settings.user,
+            "DefaultPassword": settings.password,
         },
         r"HKEY_LOCAL_MACHINE\SOFTWARE\QEMU\GuestAgent": {"OsId": settings.os_id},
         SERVICES + r"\i8042prt\Parameters": {

@@ -1,6 +1,6 @@
 """Device files of this host, and rfc2217://HOST:PORT, by pyserial.
 
-A device is opened exclusively: pyserial's `exclusive` is a flock(), which other programs honour, and
+A device is opened exclusively: pyserial's `exclusive` is a flock() that other programs honour, and
 TIOCEXCL refuses every further open() by an ordinary user. What pyserial's URLs take after "?" goes
 with them; rfc2217:// in front of a pseudo-terminal needs "?ign_set_control".
 """

@@ -1,18 +1,49 @@
-"""The stop code that Windows' Emergency Management Services print on the console at a bug check.
+"""What Windows' Emergency Management Services print on the console at a bug check.
 
-Source: Microsoft's documentation of EMS and SAC ("Boot parameters to enable EMS redirection",
-the BLUESCREEN instance of the in-band XML) and public captures of it.
+Source: Microsoft's documentation of EMS and SAC ("Boot parameters to enable EMS redirection", the
+BLUESCREEN instance of the in-band XML) and public captures of it.
 """
 
 from __future__ import annotations
 
 import re
 
+from lab.console.log import Log
+from lab.signals import SignalKind, SignalLog
+
 _STOP_CODE = re.compile(
     rb'<PROPERTY NAME="STOPCODE" TYPE="string"><VALUE>"0x([0-9A-Fa-f]{1,8})"</VALUE>'
 )
+_LONGEST = 256
+"""Bytes in which the text of one stop code ends."""
 
 
 def stop_codes(console: bytes) -> list[int]:
     """Every stop code the console has told, oldest first."""
     return [int(found, 16) for found in _STOP_CODE.findall(console)]
+
+
+class StopTextListener:
+    """Signals a bug check as soon as the console tells one; for machines nobody else hears."""
+
+    def __init__(self, log: Log, signals: SignalLog) -> None:
+        self._log = log
+        self._signals = signals
+        self._offset = log.size
+        log.listen(self._look)
+
+    def _look(self) -> None:
+        # In the writer's thread, after each piece.
+        start = self._offset
+        said = self._log.read(start)
+        ends = 0
+        for found in _STOP_CODE.finditer(said):
+            ends = found.end()
+            code = int(found[1], 16)
+            self._signals.add(SignalKind.BUG_CHECK, "console", f"stop code 0x{code:X}")
+        # A text that has only begun is looked at again with its end.
+        self._offset = start + max(ends, len(said) - _LONGEST)
+
+    def close(self) -> None:
+        """Ends it."""
+        self._log.forget(self._look)

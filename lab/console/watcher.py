@@ -59,6 +59,14 @@ class Watcher:
         self.offset += len(data)
         return data
 
+    def regardless_of_boot(self) -> Watcher:
+        """Another one at the same place, whose waits no crash or restart ends."""
+        return Watcher(self._log, self._signals, offset=self.offset)
+
+    def text_before(self) -> bytes:
+        """The last bytes up to where it is."""
+        return self._log.read(max(0, self.offset - WINDOW), self.offset)
+
     def expect(self, pattern: bytes | re.Pattern[bytes], deadline: float) -> Found:
         """Waits for a regular expression, and moves behind the first match.
 

@@ -6,39 +6,40 @@ full one gets the suffix ".0"). Here they are put together again.
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
+
+from lab.console.log import Log
 
 CHUNK = 1 << 20
 
 
-class ConsoleLog:
-    """Follows the file that virtlogd writes.
+class ConsoleLog(Log):
+    """Follows the file that virtlogd writes; has all bytes since the first power-on.
 
-    `path`: all bytes since the first power-on. `times`: JSON lines {"offset", "at"}: the bytes from
-    that offset on were first seen at that time of the host's clock (UTC, within WATCH_SECONDS).
+    Its times are those at which bytes were first seen, within WATCH_SECONDS of when they came.
     """
 
     def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
         self.written_by_libvirt = folder / "com1.log"
-        self.path = folder / "console.log"
-        self.times = folder / "console.times.jsonl"
-        self._lock = threading.Lock()
+        self._following = threading.Lock()
         self._source: BinaryIO | None = None
-        self._size = 0
-        self.path.touch()
+
+    def look(self) -> None:
+        """See Log. What finds no room now is taken over later."""
+        with suppress(OSError):
+            self.follow()
 
     def follow(self) -> int:
         """Takes over what is new; returns how many bytes that were. Any thread may call it.
 
         Raises OSError when there is no room for it; nothing is lost by that.
         """
-        with self._lock:
+        with self._following:
             new = self._take()
             if self._source is not None and self._was_replaced(self._source):
                 new += self._take()  # written before it was replaced
@@ -62,27 +63,18 @@ class ConsoleLog:
         taken = 0
         while data := self._source.read(CHUNK):
             try:
-                self._append(data)
+                self.add(data)
             except OSError:  # the disk is full: nothing is lost, the next call tries again
                 self._source.seek(-len(data), os.SEEK_CUR)
                 raise
             taken += len(data)
         return taken
 
-    def _append(self, data: bytes) -> None:
-        with self.path.open("r+b") as log:
-            log.seek(self._size)  # over what a write left that failed half way
-            log.write(data)
-        entry = {"offset": self._size, "at": datetime.now(UTC).isoformat()}
-        with self.times.open("a", encoding="utf-8") as times:
-            times.write(json.dumps(entry) + "\n")
-        self._size += len(data)
-
     def close(self) -> None:
         """Takes over the rest, if there is room, and lets the file go."""
         with suppress(OSError):  # libvirt's own file still has it
             self.follow()
-        with self._lock:
+        with self._following:
             if self._source is not None:
                 self._source.close()
                 self._source = None

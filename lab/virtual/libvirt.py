@@ -24,11 +24,13 @@ from lab.backend import (
     Feature,
     Image,
 )
+from lab.console.log import Log
 from lab.disks.blocks import BlockSource
 from lab.disks.overlay import open_overlay
 from lab.signals import SignalKind, SignalLog
 from lab.virtual import domain_xml
 from lab.virtual.account import take_back
+from lab.virtual.console_keyboard import ConsoleKeyboard
 from lab.virtual.console_log import ConsoleLog
 from lab.virtual.debugger_port import DebuggerPort
 from lab.virtual.domain_events import DomainEvents
@@ -51,6 +53,7 @@ FEATURES: frozenset[Feature] = frozenset(
     {
         "agent",
         "console-log",
+        "console-type",
         "debugger-port",
         "disk",
         "hold-restart",
@@ -82,6 +85,7 @@ class LibvirtBackend(Backend):
         self._reset_passes = False
         self._watcher: threading.Thread | None = None
         self._debugger: DebuggerPort | None = None
+        self._keyboard: ConsoleKeyboard | None = None
 
     @property
     def _files(self) -> MachineFiles:
@@ -157,6 +161,9 @@ class LibvirtBackend(Backend):
             if self._debugger is not None:
                 self._debugger.close()
                 self._debugger = None
+            if self._keyboard is not None:
+                self._keyboard.close()
+                self._keyboard = None
             files.console.close()
             self._connection.forget(files.identity.uuid)
             files.remove_state()
@@ -317,6 +324,19 @@ class LibvirtBackend(Backend):
         except OSError as error:
             raise BackendError(f"{console.path}: keep the console's bytes: {error}") from error
         return console.path
+
+    def console(self) -> Log:
+        """See Backend."""
+        return self._files.console
+
+    def type_on_console(self, data: bytes) -> None:
+        """See Backend. QEMU looks once a second whether somebody types for the first time."""
+        with self._power:
+            domain = self._domain
+            if self._keyboard is None:
+                self._keyboard = ConsoleKeyboard(lambda: domain.terminal(0), self._files.console)
+            keyboard = self._keyboard
+        keyboard.type(data)
 
     @property
     def _disk_name(self) -> str:

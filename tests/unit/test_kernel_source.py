@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 KERNEL = Path(__file__).parents[2] / "images/test_kernel"
-CEILING = 6500
+CEILING = 6800
 """Lines of C and assembly, as committed, comments and blank lines included."""
 
 

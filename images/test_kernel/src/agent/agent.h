@@ -2,6 +2,8 @@
 #pragma once
 #include "ki.h"
 
+#define CURRENT_VERSION "HKEY_LOCAL_MACHINE\\SOFTWARE\\Microsoft\\Windows NT\\CurrentVersion"
+#define COMPUTER_NAME   "HKEY_LOCAL_MACHINE\\SYSTEM\\CurrentControlSet\\Control\\ComputerName"
 /* A growing text, NUL-terminated once it has any; what no memory can be had for is left out. */
 typedef struct _OUTPUT {
     PCHAR Text;
@@ -42,6 +44,7 @@ typedef struct _PROGRAM {
 typedef int PROGRAM_MAIN(PPROGRAM Program);
 PROGRAM_MAIN ScMain, RegMain, PnpUtilMain, DriverQueryMain;
 PROGRAM_MAIN *ProgramFind(PCSTR Path); /* full Windows path; NULL where no such program */
+int ProgramRun(PROGRAM_MAIN *Main, PPROGRAM Program);
 /* In a program, which has itself at hand as `Program`: prints; prints or complains, and ends. */
 #define PRINT(...)      OutputPrint(&Program->Output, __VA_ARGS__)
 #define EXIT(Code, ...) (PRINT(__VA_ARGS__), (int)(Code))

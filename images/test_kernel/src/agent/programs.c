@@ -52,6 +52,14 @@ static int ShutdownMain(PPROGRAM Program) {
     return ShutdownPending ? 0 : 8;
 }
 
+int ProgramRun(PROGRAM_MAIN *Main, PPROGRAM Program) {
+    static KI_MUTEX OneAtATime; /* programs share services, registry and modules */
+    KiAcquireMutex(&OneAtATime);
+    int ExitCode = Main(Program);
+    KiReleaseMutex(&OneAtATime);
+    return ExitCode;
+}
+
 PROGRAM_MAIN *ProgramFind(PCSTR Path) {
     static const struct {
         PCSTR Name;

@@ -3,9 +3,7 @@
 #include "agent.h"
 
 enum { REQUEST_MAXIMUM = 1 << 20, READ_MAXIMUM = 1 << 20, FIRST_HANDLE = 1000, HANDLES = 64 };
-#define CURRENT_VERSION "HKEY_LOCAL_MACHINE\\SOFTWARE\\Microsoft\\Windows NT\\CurrentVersion"
-#define COMPUTER_NAME   "HKEY_LOCAL_MACHINE\\SYSTEM\\CurrentControlSet\\Control\\ComputerName"
-#define UNIX_EPOCH      116444736000000000LL /* 1 January 1970 as a FILETIME */
+#define UNIX_EPOCH 116444736000000000LL /* 1 January 1970 as a FILETIME */
 
 /* A table declares the commands' parameters; what was given is checked before a command runs. */
 enum { INTEGER, FILE_HANDLE, STRING, BASE64, FLAG, LIST, REQUIRED = 8, PARAMETERS = 4 };
@@ -176,11 +174,8 @@ typedef struct _QGA_PROCESS {
 static LIST_ENTRY QgaProcesses = {&QgaProcesses, &QgaProcesses};
 
 static void QgaRunProgram(PVOID Context) {
-    static KI_MUTEX OneAtATime; /* programs share services, registry and modules */
     PQGA_PROCESS Process = Context;
-    KiAcquireMutex(&OneAtATime);
-    Process->ExitCode = Process->Main(&Process->Program);
-    KiReleaseMutex(&OneAtATime);
+    Process->ExitCode = ProgramRun(Process->Main, &Process->Program);
     PspExitProcess(Process->Process);
     Process->Exited = TRUE;
 }

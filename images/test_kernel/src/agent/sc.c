@@ -1,5 +1,4 @@
-/* sc.exe for kernel drivers, the only services there are here. It fails on its output, as Windows'
- * does. */
+/* sc.exe for kernel drivers, the only services here. It fails on its output, as Windows' does. */
 #include "agent.h"
 
 enum { DISABLED = 4 }; /* of a service's Start */

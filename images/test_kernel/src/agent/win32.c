@@ -1,5 +1,4 @@
-/* NTSTATUS to Win32 error codes, as RtlNtStatusToDosError maps them, with the system's messages
- * (Microsoft Learn, "System Error Codes"). */
+/* NTSTATUS to Win32 error codes and messages (Microsoft Learn, "System Error Codes"). */
 #include "agent.h"
 
 static const struct {

@@ -18,9 +18,7 @@ void HalPciWrite(ULONG Bus, ULONG Device, ULONG Function, ULONG Offset, ULONG Va
 
 BOOLEAN HalPciFind(USHORT Vendor, USHORT DeviceId, ULONG *Device, ULONG *Function) {
     for (ULONG Slot = 0; Slot < 256; Slot++) {
-        *Device =
-            Slot / 8; /* the functions of a device that has one alias it: the first is met first */
-        *Function = Slot % 8;
+        *Device = Slot / 8, *Function = Slot % 8; /* aliases of an only function come later */
         if (HalPciRead(0, *Device, *Function, 0) == ((ULONG)DeviceId << 16 | Vendor)) return TRUE;
     }
     return FALSE;

@@ -25,7 +25,6 @@ static inline ULONG64 KiReadTsc(void) {
     return (ULONG64)High << 32 | Low;
 }
 extern KPCR KiPcr;
-static inline PKPCR KeGetPcr(void) { return &KiPcr; }
 static inline PETHREAD PsGetCurrentThread_(void) {
     PETHREAD Thread;
     __asm__ volatile("movq %%gs:0x188, %0" : "=r"(Thread));
@@ -123,8 +122,7 @@ ULONG IopCrashDumpType(void);    /* CrashControl\CrashDumpEnabled as it will be 
 BOOLEAN IopWriteCrashDump(void); /* FALSE: none was written; IopDumpFailure says why */
 extern PCSTR IopDumpFailure;
 extern void (*IopDumpProgress)(ULONG Percent);
-void IopCopyCrashDump(
-    void); /* session manager: moves the pagefile aside, starts the copying thread */
+void IopCopyCrashDump(void); /* session manager: the pagefile moves aside, a thread copies */
 
 /* -- registry (cm) ---------------------------------------------------------------------------- */
 /* The SYSTEM.reg text in memory; every change is written back. Key paths are full, ASCII
@@ -144,8 +142,7 @@ typedef struct _CM_KEY {
 } CM_KEY, *PCM_KEY;
 void CmInitialize(void);
 PCM_KEY CmFindKey(PCSTR Path);
-PCM_KEY CmNextSubkey(
-    PCSTR Path, PCM_KEY Previous); /* direct children, in file order; NULL at the end */
+PCM_KEY CmNextSubkey(PCSTR Path, PCM_KEY Previous); /* direct children; NULL at the end */
 PCM_VALUE CmFindValue(PCM_KEY Key, PCSTR Name);
 ULONG CmQueryDword(PCSTR Path, PCSTR Name, ULONG Default);
 NTSTATUS CmQueryString(PCSTR Path, PCSTR Name, PCHAR Buffer, ULONG Size);
@@ -156,8 +153,7 @@ NTSTATUS CmDeleteKey(PCSTR Path); /* and its subkeys */
 #define CM_SERVICES      "HKEY_LOCAL_MACHINE\\SYSTEM\\CurrentControlSet\\Services"
 #define CM_CRASH_CONTROL "HKEY_LOCAL_MACHINE\\SYSTEM\\CurrentControlSet\\Control\\CrashControl"
 
-/* -- drivers (io/driver) -------------------------------------------------------------------------
- */
+/* -- drivers (io/driver) ---------------------------------------------------------------------- */
 extern LIST_ENTRY PsLoadedModuleList;
 void IopInitializeModuleList(void); /* the kernel itself, the first module */
 typedef struct _IO_DRIVER {
@@ -187,8 +183,10 @@ ULONG HalPciRead(ULONG Bus, ULONG Device, ULONG Function, ULONG Offset);
 void HalPciWrite(ULONG Bus, ULONG Device, ULONG Function, ULONG Offset, ULONG Value);
 BOOLEAN HalPciFind(USHORT Vendor, USHORT DeviceId, ULONG *Device, ULONG *Function); /* bus 0 */
 void HalSerialInitialize(void);
-void HalSerialWrite(PCSTR Text); /* COM1, polled; EMS output only */
-void HalDebugPrint(PCSTR Text);  /* port 0xE9 */
+void HalSerialWrite(PCSTR Text, SIZE_T Length); /* COM1, polled; a line feed becomes CR LF */
+void HalSerialPrint(PCSTR Format, ...);         /* at most 1,023 characters */
+int HalSerialRead(void);                        /* a byte, or -1 */
+void HalDebugPrint(PCSTR Text);                 /* port 0xE9 */
 NORETURN void HalReboot(void);
 NORETURN void HalPowerOff(void);
 NORETURN void HalHalt(void); /* interrupts off, for good */
@@ -211,12 +209,14 @@ extern PVOID KiDumpHeader; /* 0x2000 bytes, DUMP_HEADER64, ready at boot */
 extern BOOLEAN KiCrashing; /* no locks, no interrupts from here on */
 
 /* -- session, agent --------------------------------------------------------------------------- */
-void SmpStart(void);        /* session manager: processes, dump copying, services, agent */
-void QgaStart(void);        /* guest agent thread over virtio-serial */
+void SmpStart(void);               /* session manager: processes, dump copying, services, agent */
+void QgaStart(void);               /* guest agent thread over virtio-serial */
+void SacThread(PVOID Context);     /* emergency console on COM1 */
+void SacTellBugCheck(void);        /* what EMS sends in-band, and the prompt that follows */
+NORETURN void SacAfterCrash(void); /* the prompt of a machine that stays as it is */
 void BootStatusBegin(void); /* counts this boot as failed; shows the repair screen past the limit */
-void BootStatusSucceed(void); /* the boot got far enough: failed = 0 */
-void PopRequestShutdown(
-    BOOLEAN Reboot); /* orderly: flushes the disk, then off or reset; from a thread */
+void BootStatusSucceed(void);            /* the boot got far enough: failed = 0 */
+void PopRequestShutdown(BOOLEAN Reboot); /* orderly: disk flushed, then off or reset */
 
 /* -- text (rtl) ------------------------------------------------------------------------------- */
 /* %d %i %u %x %X %p %c %s %S %Z with '-', '0', width, precision, '*', l or w (%ws, %wZ), ll, I64.
@@ -236,8 +236,7 @@ int RtlCompareTextInsensitive(PCSTR A, PCSTR B);
 int RtlCompareTextInsensitiveN(PCSTR A, PCSTR B, SIZE_T Count);
 void RtlCopyText(PCHAR Target, SIZE_T Size, PCSTR Source); /* always terminated */
 void RtlUnicodeToText(PCUNICODE_STRING Source, PCHAR Target, SIZE_T Size);
-NTSTATUS RtlTextToUnicode(PCSTR Source, PUNICODE_STRING Target); /* allocates Buffer */
-BOOLEAN RtlTextToInteger(
-    PCSTR Text, ULONG Base, ULONG64 *Value); /* whole text; base 0: 0x or decimal */
+NTSTATUS RtlTextToUnicode(PCSTR Source, PUNICODE_STRING Target);  /* allocates Buffer */
+BOOLEAN RtlTextToInteger(PCSTR Text, ULONG Base, ULONG64 *Value); /* all; base 0: 0x too */
 static inline PVOID KiAllocate(SIZE_T Bytes) { return ExAllocatePoolWithTag(0, Bytes, 'leK '); }
 static inline void KiFree(PVOID Block) { ExFreePoolWithTag(Block, 0); }

@@ -1,6 +1,5 @@
 /* Structures at the offsets of Windows 10 build 19041 where a debugger or a driver looks at them.
- * The offsets are public (wdm.h, published KDBG lists); fields nobody outside reads are left out.
- */
+ * The offsets are public (wdm.h, published KDBG lists); fields nobody reads are left out. */
 #pragma once
 #include "nttypes.h"
 typedef struct __attribute__((aligned(16))) _M128A {

@@ -62,7 +62,7 @@ static void IopFillBitmap(BOOLEAN All) {
 /* From KiBugcheckData and the context in the PRCB. */
 static void IopFillHeader(BOOLEAN All) {
     PDUMP_HEADER64 Header = KiDumpHeader;
-    const CONTEXT *Context = &KeGetPcr()->Prcb.ProcessorState.ContextFrame;
+    const CONTEXT *Context = &KiPcr.Prcb.ProcessorState.ContextFrame;
     for (ULONG i = 0; i < DUMP_HEADER_BYTES / 4; i++) ((PULONG)Header)[i] = DUMP_SIGNATURE;
     Header->ValidDump = DUMP_VALID;
     Header->MajorVersion = 15; /* free build */

@@ -120,7 +120,7 @@ static NTSTATUS FatAllocateChain(ULONG Count, ULONG Near, PULONG First) {
     FatFreeChain(*First);
     return STATUS_DISK_FULL;
 }
-/* Where a byte of a chain lies on the disk, and how many of `Limit` bytes lie there in one piece.
+/* Where a byte of a chain lies on the disk, and how many of `Limit` bytes are there in one piece.
  */
 static NTSTATUS FatFindRun(ULONG First, ULONG Offset, ULONG Limit, PULONG64 Lba, PULONG Run) {
     ULONG At = Offset / ClusterBytes, Within = Offset % ClusterBytes;

@@ -1,5 +1,4 @@
-/* The end of a boot: what a bug check shows, tells and keeps. Everything here runs with interrupts
- * off, without locks and without allocating. */
+/* The end of a boot: what a bug check shows, tells and keeps. No interrupts, no locks, no pool. */
 #include "ke.h"
 
 ULONG64 KiBugcheckData[5];
@@ -28,6 +27,7 @@ static void KiScreenLine(PCSTR Format, ...) {
     RtlFormatV(Text, sizeof(Text), Format, Arguments);
     va_end(Arguments);
     HalScreenPrint(KiRow++, 0, BLUE, Text);
+    HalSerialPrint("%s\n", Text); /* EMS redirects the stop text */
 }
 
 static void KiShowDumpProgress(ULONG Percent) {
@@ -44,23 +44,6 @@ static ULONG64 KiFaultingAddress(ULONG Code, const ULONG64 *P) {
     if (Code == 0x133) TrapFrame = KiWatchdogTrapFrame;
     if (Code != 0x50 && Code != 0xBE && Code != 0xFC && Code != 0x133) return 0;
     return MiIsAddressValid(&TrapFrame->Rip) ? TrapFrame->Rip : 0;
-}
-
-/* What Windows EMS sends in-band at a bug check ("INSTANCE CLASSNAME" as in Microsoft's EMS
- * documentation; written from the documentation, never compared with a real machine). */
-static void KiTellConsole(void) {
-    CHAR Text[512], Name[32] = "";
-    CmQueryString(
-        "HKEY_LOCAL_MACHINE\\SYSTEM\\CurrentControlSet\\Control\\ComputerName\\ComputerName",
-        "ComputerName", Name, sizeof(Name));
-    RtlFormat(Text, sizeof(Text),
-        "\r\n<?xml version=\"1.0\"?>\r\n<BP>\r\n<INSTANCE CLASSNAME=\"BLUESCREEN\">\r\n"
-        "<PROPERTY NAME=\"STOPCODE\" TYPE=\"string\"><VALUE>\"0x%X\"</VALUE>\r\n</PROPERTY>"
-        "<machine-info>\r\n<name>%s</name>\r\n<processor-architecture>AMD64"
-        "</processor-architecture>\r\n<os-version>10.0</os-version>\r\n<os-build-number>19041"
-        "</os-build-number>\r\n</machine-info>\r\n</INSTANCE>\r\n</BP>\r\n",
-        (ULONG)KiBugcheckData[0], Name);
-    HalSerialWrite(Text);
 }
 
 static void KiShowBlueScreen(PKLDR_DATA_TABLE_ENTRY Driver, ULONG64 Address) {
@@ -112,8 +95,8 @@ NORETURN void KeBugCheck2(ULONG Code, ULONG64 P1, ULONG64 P2, ULONG64 P3, ULONG6
     KiBugcheckData[0] = Code;
     KiBugcheckData[1] = P1, KiBugcheckData[2] = P2, KiBugcheckData[3] = P3, KiBugcheckData[4] = P4;
     BOOLEAN DumpOff = IopCrashDumpType() == 0;
+    SacTellBugCheck();
     KiShowBlueScreen(Driver, Address);
-    KiTellConsole();
     HalPvpanic(DumpOff ? PVPANIC_PANICKED : PVPANIC_CRASHLOADED); /* the first may stop us here */
     if (!DumpOff) {
         KiScreenLine("Collecting data for crash dump ...");
@@ -125,5 +108,5 @@ NORETURN void KeBugCheck2(ULONG Code, ULONG64 P1, ULONG64 P2, ULONG64 P3, ULONG6
         KiScreenLine("%s", Written ? "Physical memory dump complete." : IopDumpFailure);
     }
     if (KiAutoReboot) HalReboot();
-    HalHalt();
+    SacAfterCrash();
 }

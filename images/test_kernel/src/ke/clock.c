@@ -78,6 +78,7 @@ void KiInterruptDispatch(ULONG Line, PKTRAP_FRAME TrapFrame) {
     KiPcr.Prcb.InterruptCount++;
     if (Line >= 8) __outbyte(0xA0, 0x20);
     __outbyte(0x20, 0x20);
+    if (KiCrashing) return; /* it ends the pause of the emergency console */
     if (Line == 1 && HalKeyboardInterrupt() && KiCrashOnCtrlScroll)
         KeBugCheckEx(0xE2, 0, 0, 0, 0); /* MANUALLY_INITIATED_CRASH */
     if (Line != 0) return;

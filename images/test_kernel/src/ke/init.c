@@ -1,5 +1,4 @@
-/* From the loader to the first thread: descriptor tables, processor control region, the structures
- * a debugger reads, memory, scheduler, clock. */
+/* From the loader to the first thread: tables, processor, what debuggers read, memory, clock. */
 #include "ke.h"
 #include "mm.h"
 

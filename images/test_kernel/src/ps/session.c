@@ -52,6 +52,7 @@ void SmpStart(void) {
     SmpServices = Parent;
     IopLoadDrivers(2);
     QgaStart();
+    HalSerialPrint("\nEVENT: The CMD command is now available.\nSAC>");
     BootStatusSucceed();
     KiStartThread(SmpWatchPowerButton, NULL, NULL);
     KiStartThread(SmpProcessSource, NULL, NULL);
@@ -85,6 +86,7 @@ void Phase1Initialization(PVOID Context) {
     KiCrashOnCtrlScroll =
         CmQueryDword(CM_SERVICES "\\i8042prt\\Parameters", "CrashOnCtrlScroll", 0) != 0;
     KiSetWatchdog();
+    KiStartThread(SacThread, NULL, NULL);
     BootStatusBegin();
     IopInitializeCrashDump();
     HalPublishVmcoreinfo(KiDumpHeader);
