@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Self
+from typing import ClassVar, Final, Self
 
 from crashdump_analysis.engines.analysis_host import AnalysisHost
 from crashdump_analysis.report import Report
@@ -47,7 +47,12 @@ class Answer:
 
 
 class TriageEngine(ABC):
-    """Reports on one dump after another; a context that ends what it started."""
+    """Reports on one dump after another; a context that ends what it started.
+
+    compares: its reports say where engines differ.
+    """
+
+    compares: ClassVar[bool] = False
 
     def __init__(self, options: EngineOptions) -> None:
         self.options = options

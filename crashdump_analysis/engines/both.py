@@ -18,6 +18,8 @@ from crashdump_analysis.triage.analysis import Analysis
 class Engine(TriageEngine):
     """See the module."""
 
+    compares = True
+
     def __init__(self, options: EngineOptions) -> None:
         super().__init__(options)
         self._owners = owners_with(options.owners)

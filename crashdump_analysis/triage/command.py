@@ -8,17 +8,21 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING
 
 from crashdump_analysis.dump.source import dump_paths
-from crashdump_analysis.engines.base import NAMES, Answer, EngineOptions, TriageEngine, engine
+from crashdump_analysis.engines.base import NAMES, EngineOptions, TriageEngine, engine
+from crashdump_analysis.engines.portable import Engine as Portable
+from crashdump_analysis.engines.portable import portable_report
 from crashdump_analysis.errors import DumpError
+from crashdump_analysis.report import Report
 from crashdump_analysis.symbols import environment_symbol_path
 from crashdump_analysis.triage.progress import Progress
 
 if TYPE_CHECKING:
     from crashdump_analysis.engines.analysis_host import AnalysisHost
+    from crashdump_analysis.triage.folder import Folder
 
 USAGE = 2
 """Exit code where the command line or a file it names for its own use is wrong."""
@@ -28,7 +32,7 @@ REFUSED = 3
 DESCRIPTION = """\
 Reports on Windows kernel dumps: bug check, registers at the fault, stack, culprit, and which
 crashes belong together. PATH is a dump (.dmp, .dmp.gz, .dmp.zst), a .zip with dumps, or a folder
-with any of these below it."""
+with any of these below it, whose crashes are then grouped by the bug."""
 
 EPILOG = """\
 engines:
@@ -36,7 +40,8 @@ engines:
   pykd      Microsoft's dbgeng.dll: on the [analysis_host] of lab.toml, else on this Windows, else
             under Wine (lab pykd setup). Slower; needs the images (.sys) of a triage dump for more
             than two frames. Where it gives no report, the portable engine's is shown, and says so.
-  both      the portable engine's report, and every difference of Microsoft's from it
+  both      the portable engine's report, and every difference of Microsoft's from it, of each
+            dump in a folder
 
 symbols:
   --symbols takes a folder with PDBs and images, or a symbol path as WinDbg reads it, such as
@@ -107,7 +112,8 @@ def main(
                 print(f"lab triage: {error}", file=sys.stderr)
                 return USAGE
             with started:
-                return _Command(started, progress, as_json=given.json).run(given.paths)
+                command = _Command(started, options, progress, as_json=given.json)
+                return command.run(given.paths)
     except BrokenPipeError:  # whoever reads has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return REFUSED
@@ -119,8 +125,11 @@ def main(
 class _Command:
     """The dumps of some paths, one after another."""
 
-    def __init__(self, started: TriageEngine, progress: Progress, *, as_json: bool) -> None:
+    def __init__(
+        self, started: TriageEngine, options: EngineOptions, progress: Progress, *, as_json: bool
+    ) -> None:
         self._engine = started
+        self._options = options
         self._progress = progress
         self._as_json = as_json
         self._status = 0
@@ -128,51 +137,77 @@ class _Command:
     def run(self, paths: Iterable[str]) -> int:
         """Prints the report on each dump. Exit code 0, or 3 where one was refused."""
         for path in paths:
-            for dump in self._dumps(path):
-                self._progress.begin(dump)
-                self._show(self._engine.answer(dump))
+            if not os.path.isdir(path):
+                self._each(self._dumps(path))
+            else:
+                self._folder(path)
         return self._status
 
     def _dumps(self, path: str) -> Iterator[str]:
         """The dumps that a path names; what is wrong with it is told."""
         files = [path]
-        if os.path.isdir(path):
-            files = [str(one) for one in _files_below(Path(path), self._refuse)]
-            if not files:
-                self._refuse(f"{path}: no dump below this folder (.dmp, .dmp.gz, .dmp.zst, .zip)")
-        elif sys.platform == "win32" and not os.path.exists(path):
-            files = glob.glob(path) or [path]  # which the shell does not do there
+        if sys.platform == "win32" and not os.path.exists(path):
+            files = glob.glob(path) or files  # the shell does not do it there
         for file in files:
-            self._progress.begin(file)
             try:
                 yield from dump_paths(file)
             except (DumpError, OSError) as error:
                 self._refuse(str(error))
 
-    def _show(self, answer: Answer) -> None:
-        if answer.refused:
-            self._refuse(answer.refused)
-        report = answer.report
-        if report is not None:
-            text = json.dumps(report.to_dict()) if self._as_json else f"{report.to_text()}\n"
-            print(text, flush=True)
+    def _each(self, dumps: Iterable[str]) -> None:
+        for dump in dumps:
+            self._progress.begin(dump)
+            answer = self._engine.answer(dump)
+            if answer.refused:
+                self._refuse(answer.refused)
+            if answer.report is not None:
+                self._print(answer.report)
+
+    def _folder(self, path: str) -> None:
+        """Groups the crashes in a folder; where engines are compared, tells of each instead."""
+        # With what it needs, a single dump would take half as long again.
+        from crashdump_analysis.triage.folder import dumps_in  # noqa: PLC0415
+
+        if self._engine.compares:
+            self._each(dumps_in(path))
+            return
+        self._progress.begin(path)
+        found = self._grouped(path)
+        if not found.count and not found.refused:
+            self._refuse(f"{path}: there is no dump below this folder")
+            return
+        if found.refused:
+            self._status = REFUSED  # the reasons are in the text
+        self._print(found)
+
+    def _grouped(self, path: str) -> Folder:
+        from crashdump_analysis.triage.folder import (  # noqa: PLC0415
+            Folder,
+            Seen,
+            dumps_in,
+            triage_folder,
+        )
+
+        options = self._options
+        if isinstance(self._engine, Portable):
+            return triage_folder(
+                path,
+                partial(portable_report, options.symbols, options.owners, options.offline),
+                progress=lambda number: options.say(f"{number} dumps done"),
+            )
+        found = Folder(path)
+        for dump in dumps_in(path):
+            answer = self._engine.answer(dump)
+            if answer.report is not None:
+                found.add(Seen.of(answer.report))
+            if answer.refused:
+                found.refuse(dump, answer.refused)
+        return found
+
+    def _print(self, found: Report | Folder) -> None:
+        text = json.dumps(found.to_dict()) if self._as_json else f"{found.to_text()}\n"
+        print(text, flush=True)
 
     def _refuse(self, why: str) -> None:
         print(f"refused: {why}", file=sys.stderr, flush=True)
         self._status = REFUSED
-
-
-_ENDINGS = (".dmp", ".dmp.gz", ".dmp.zst", ".zip")
-
-
-def _files_below(folder: Path, refuse: Callable[[str], None]) -> Iterator[Path]:
-    """The files below a folder that are dumps by name, in order; links to folders not followed."""
-
-    def unreadable(error: OSError) -> None:
-        refuse(f"{error.filename}: {error.strerror}")
-
-    for place, folders, files in os.walk(folder, onerror=unreadable):
-        folders.sort()
-        for name in sorted(files):
-            if name.lower().endswith(_ENDINGS):
-                yield Path(place, name)
