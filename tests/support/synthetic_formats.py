@@ -22,6 +22,9 @@ def dump_of(machine: SyntheticMachine, dump_type: int) -> bytes:
     if dump_type == HEADER_ONLY:
         return _finished(header, dump_type, b"")
     if dump_type == SUMMARY:
+        # All of the machine's memory, whether or not it is in the dump.
+        memory = struct.pack("<I4xQQQ", 1, numbers[-1] + 1, 0, numbers[-1] + 1)
+        header = header[:0x88] + memory + header[0x88 + len(memory) :]
         return _finished(header, dump_type, _summary(machine, numbers))
     return _finished(header, dump_type, ranges(machine, runs_of(numbers), dump_type))
 

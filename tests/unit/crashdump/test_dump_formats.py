@@ -11,7 +11,16 @@ import pytest
 from crashdump_analysis import DumpError, State, check_dump, read_header, triage
 from crashdump_analysis.addresses import PhysicalAddress
 from crashdump_analysis.dump import open_dump
-from tests.support.synthetic_dump import FAULT_RIP, PAGE, SyntheticMachine, crashed_machine
+from tests.oracle.dbgeng import judge
+from tests.support.synthetic_dump import (
+    DRIVER_BASE,
+    FAULT_RIP,
+    NT_BASE,
+    PAGE,
+    STACK,
+    SyntheticMachine,
+    crashed_machine,
+)
 from tests.support.synthetic_formats import (
     FULL_RANGES,
     HEADER_ONLY,
@@ -106,6 +115,24 @@ def test_kdmp_parser_reads_the_same_ranges(tmp_path: Path, dump_type: int) -> No
         for number in machine.space.pages:
             address = PhysicalAddress(number * PAGE)
             assert dump.pages.read(address, PAGE) == bytes(other.read_physical_page(address))
+
+
+def test_dbgeng_reads_the_same_summary_dump(tmp_path: Path) -> None:
+    """Microsoft's engine, so that writer and reader do not share a mistake."""
+    machine = crashed_machine(0xD1)
+    path = written(tmp_path, dump_of(machine, SUMMARY))
+    engine = judge()
+    assert engine.open(path) == "kernel"
+    found = engine.report()
+    assert found["bug_check"] == {"code": 0xD1, "parameters": list(machine.parameters)}
+    modules = [(one["base"], one["size"]) for one in found["modules"] if not one["unloaded"]]
+    assert modules == [(base, size) for _, base, size in machine.modules]
+    places = [machine.module_list, NT_BASE, DRIVER_BASE + 0x1000, STACK + 0x5FF0, NT_BASE + 0x2FF0]
+    with open_dump(path) as dump:
+        expected = [dump.memory.read(at, 16) for at in places]
+    assert all(expected)
+    assert engine.read([(at, 16) for at in places]) == expected
+    engine.close()
 
 
 def test_a_header_alone_has_bug_check_and_registers(tmp_path: Path) -> None:
