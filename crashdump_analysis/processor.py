@@ -28,8 +28,7 @@ from crashdump_analysis.report import Processor
 _INITIAL_STACK, _APC_PROCESS = 0x29E, 0x2A0
 _SIZE_EPROCESS, _SIZE_PRCB, _SIZE_ETHREAD = 0x2A8, 0x2B0, 0x2C0
 _CURRENT_THREAD, _CONTEXT_FRAME, _NUMBER, _SPECIAL_REGISTERS = 0x2B4, 0x2BC, 0x2BE, 0x2F2
-_CR8 = 0xA0  # in KSPECIAL_REGISTERS of x64, which begins with Cr0
-_CR0_PAGING = 0x8000_0001  # PG and PE
+_DR7, _CR8 = 0x48, 0xA0  # in KSPECIAL_REGISTERS of x64
 
 _MAX_PROCESSORS: Final = 2048
 _STACK_SIZE: Final = 0x10000  # bytes, more than any kernel stack
@@ -59,9 +58,8 @@ def crashed_processor(
     number = _number(block, debugger_data.offset(_NUMBER), 4)
     irql = None
     special = debugger_data.offset(_SPECIAL_REGISTERS)
-    cr0 = _number(block, special) if special else None
-    # Zeros where nobody saved the registers are no IRQL: a processor in 64-bit mode has these bits.
-    if special and cr0 and cr0 & _CR0_PAGING == _CR0_PAGING:
+    # Zeros where nobody saved the registers are no IRQL: bit 10 of DR7 is set in any processor.
+    if special and (_number(block, special + _DR7) or 0) & 1 << 10:
         irql = _number(block, special + _CR8)
     thread = _pointer(block, debugger_data.offset(_CURRENT_THREAD))
     return _with_process(

@@ -330,7 +330,7 @@ class SyntheticMachine:
             block = bytearray(PRCB_SIZE)
             struct.pack_into("<Q", block, 0x08, ETHREAD if crashed else 0)
             struct.pack_into("<I", block, 0x24, number)
-            struct.pack_into("<Q", block, 0x100, 0x80050033)  # Cr0
+            struct.pack_into("<Q", block, 0x100 + 0x48, 0x400)  # Dr7
             struct.pack_into("<Q", block, 0x100 + 0xA0, self.irql)  # Cr8
             record = self.context_record() if crashed else bytes(0x4D0)
             block[0x1F0 : 0x1F0 + len(record)] = record

@@ -454,6 +454,11 @@ def test_the_processor_of_a_full_dump_by_its_stack(tmp_path: Path) -> None:
     report = triage(path)
     assert report.processor.thread == ETHREAD
     assert "its thread's stack" in report.processor.sources[0]
+    saved = copy - 0x1F0 + 0x100 + 0x48
+    data[saved : saved + 8] = bytes(8)  # nor Dr7: then Cr8 is no IRQL
+    path.write_bytes(data)
+    report = triage(path)
+    assert (report.processor.irql, report.processor.number) == (None, 0)
 
 
 # ARM64
