@@ -225,6 +225,8 @@ def epilogue_bench(ending: bytes, version: int = 1) -> Bench:
         EPILOGUE[:-1] + b"\xe9\0\x10\0\0",  # a jump to another function
         EPILOGUE[:-1] + b"\xff\x25\0\0\0\0",  # a jump through an import
         EPILOGUE[:-1] + b"\x48\xff\xe0",  # a jump through a register
+        EPILOGUE[:-1] + b"\x48\xff\x60\x10",  # a jump through a table
+        EPILOGUE[:-1] + b"\xf2\xc3",  # repne ret
     ],
 )
 def test_each_instruction_of_an_epilogue(ending: bytes, version: int) -> None:
@@ -239,6 +241,150 @@ def test_each_instruction_of_an_epilogue(ending: bytes, version: int) -> None:
     assert caller(step, "r12", "rbx") == done
     step = bench.step(BODY + first + 3, rsp=RSP + 0x30, r12=0x1212, rbx=0xB0B0)
     assert caller(step, "r12", "rbx") == done
+
+
+def test_several_epilogues_of_version_2() -> None:
+    """By their distance from the end, 12 bits of it; code is not looked at, and there is none."""
+    bench = Bench(
+        unwind_info(
+            code(4, EPILOG, 1),  # four bytes, and one of them is at the end
+            code(0x20, EPILOG, 0),
+            code(0x34, EPILOG, 1),  # 0x134 before the end
+            code(0, EPILOG),  # to make their number even
+            *(code(6, ALLOC_SMALL, 3), code(2, PUSH_NONVOL, 12), code(1, PUSH_NONVOL, 3)),
+            prologue=6,
+            version=2,
+        ),
+        text=b"\x90" * 0x200,
+    )
+    bench.stack(RSP, 0x1212, 0xB0B0, RETURN)
+    for start in (0x200 - 4, 0x200 - 0x20, 0x200 - 0x134):
+        done = (RETURN, RSP + 0x18, 0x1212, 0xB0B0)
+        assert caller(bench.step(start), "r12", "rbx") == done
+        step = bench.step(start + 2, rsp=RSP + 8, r12=0x1212)
+        assert caller(step, "r12", "rbx") == done
+        step = bench.step(start + 3, rsp=RSP + 0x10, r12=0x1212, rbx=0xB0B0)
+        assert caller(step, "r12", "rbx") == done
+        # Before and behind it, the stack is still the body's.
+        for outside in {start - 1, start + 4} - {0x200}:
+            step = bench.step(outside, rsp=RSP - 0x20)
+            assert caller(step, "r12", "rbx") == done
+
+
+def test_an_epilogue_of_version_2_that_pops_flags_or_ends_a_trap() -> None:
+    flags = Bench(
+        unwind_info(
+            *(code(2, EPILOG, 1), code(0, EPILOG)),
+            *(code(3, PUSH_NONVOL, 3), code(1, ALLOC_SMALL, 0)),
+            prologue=3,
+            version=2,
+        )
+    )
+    flags.stack(RSP, 0xB0B0, 0x246, RETURN)
+    assert caller(flags.step(0x7E), "rbx") == (RETURN, RSP + 0x18, 0xB0B0)
+    assert caller(flags.step(0x7F, rsp=RSP + 8, rbx=0xB0B0), "rbx") == (RETURN, RSP + 24, 0xB0B0)
+    trap = Bench(
+        unwind_info(
+            *(code(3, EPILOG, 1), code(0, EPILOG)),
+            *(code(1, PUSH_NONVOL, 5), code(0, PUSH_MACHFRAME)),
+            prologue=1,
+            version=2,
+        )
+    )
+    trap.stack(RSP, 0xBBB, RETURN, 0x10, 0x246, STACK + 0x7000, 0x18)
+    step = trap.step(0x7D)
+    assert step.trapped
+    assert caller(step, "rbp") == (RETURN, STACK + 0x7000, 0xBBB)
+    odd = Bench(
+        unwind_info(
+            *(code(3, EPILOG, 1), code(0, EPILOG)),
+            *(code(4, PUSH_NONVOL, 5), code(2, SET_FPREG)),
+            prologue=4,
+            version=2,
+        )
+    )
+    odd.stack(RSP, 1, 2, 3)
+    with pytest.raises(UnwindError, match="does not mirror"):
+        odd.step(0x7D)
+
+
+def test_pushes_that_an_epilogue_undoes_are_the_parents() -> None:
+    part = Function(
+        "part",
+        0x1200,
+        b"\x90" * 0x20,
+        unwind_info(
+            *(code(2, EPILOG, 1), code(0, EPILOG)), version=2, chained=(0x1000, 0x1080, 0x3000)
+        ),
+    )
+    bench = Bench(unwind_info(code(1, PUSH_NONVOL, 3), prologue=1, version=2), part)
+    bench.stack(RSP, 0xB0B0, RETURN)
+    assert caller(bench.step(0x21E), "rbx") == (RETURN, RSP + 16, 0xB0B0)
+
+
+def test_old_codes_for_xmm_registers_are_passed_over() -> None:
+    bench = Bench(
+        unwind_info(
+            *(code(9, 7, 6, 0x40, 0), code(8, EPILOG, 6, 2), code(4, ALLOC_SMALL, 7)), prologue=9
+        )
+    )
+    bench.stack(RSP + 0x40, RETURN)
+    assert caller(bench.step()) == (RETURN, RSP + 0x48)
+
+
+def test_an_entry_that_points_to_another() -> None:
+    """Its unwind information is odd; offsets are then counted from where the other one begins."""
+    machine = SyntheticMachine()
+    primary = Function(
+        "primary",
+        0x1100,
+        b"\x90" * 0x80,
+        unwind_info(code(6, ALLOC_SMALL, 3), code(2, PUSH_NONVOL, 3), prologue=6),
+    )
+    part = Function("part", 0x1000, b"\x90" * 0x20, unwind_info())
+    image = bytearray(pe_image([part, primary]))
+    (table,) = struct.unpack_from("<I", image, 0x40 + 0x18 + 0x70 + 8 * 3)
+    struct.pack_into("<I", image, table + 8, table + 12 | 1)
+    machine.load("driver.sys", DRIVER_BASE, bytes(image))
+    machine.space.write(STACK, bytes(STACK_SIZE))
+    machine.write_u64(RSP + 0x20, 0xB0B0, RETURN)
+    memory = PagedMemory(machine.space, machine.space.root << 12)
+    loaded = image_in_memory(memory, DRIVER_BASE, "driver.sys")
+    for offset in (0, 3, 0x10):
+        registers = Registers(rip=DRIVER_BASE + 0x1000 + offset)
+        registers.rsp = RSP
+        step = unwind(memory, lambda _: (loaded, DRIVER_BASE), registers, trapped=True)
+        assert caller(step, "rbx") == (RETURN, RSP + 0x30, 0xB0B0)
+    assert function_start(loaded, 0x1010) == 0x1100
+    struct.pack_into("<I", image, table + 12 + 8, table | 1)
+    machine.space.write(DRIVER_BASE, bytes(image))
+    again = PagedMemory(machine.space, machine.space.root << 12)
+    loaded = image_in_memory(again, DRIVER_BASE, "driver.sys")
+    with pytest.raises(UnwindError, match="point to each other"):
+        unwind(again, lambda _: (loaded, DRIVER_BASE), registers, trapped=True)
+
+
+def test_a_part_that_jumps_to_its_functions_start_calls_it_again() -> None:
+    part = Function(
+        "part",
+        0x1200,
+        b"\x5b\xe9" + struct.pack("<i", 0x1000 - 0x1206),  # pop rbx; jmp F
+        unwind_info(chained=(0x1000, 0x1080, 0x3000)),
+    )
+    bench = Bench(unwind_info(code(1, PUSH_NONVOL, 3), prologue=1), part)
+    bench.stack(RSP, 0xB0B0, RETURN)
+    assert caller(bench.step(0x200), "rbx") == (RETURN, RSP + 16, 0xB0B0)
+    assert caller(bench.step(0x201, rsp=RSP + 8, rbx=7), "rbx") == (RETURN, RSP + 16, 7)
+
+
+def test_lea_of_another_register_than_the_frames_is_no_epilogue() -> None:
+    # lea rsp, [rbx+20h]; ret in a function without a frame pointer
+    bench = Bench(
+        unwind_info(code(4, ALLOC_SMALL, 3), prologue=4),
+        text=b"\x90" * BODY + b"\x48\x8d\x63\x20\xc3",
+    )
+    bench.stack(RSP + 0x20, RETURN)
+    assert caller(bench.step(rbx=STACK)) == (RETURN, RSP + 0x28)
 
 
 def test_an_epilogue_with_a_frame_pointer() -> None:
