@@ -9,7 +9,8 @@ A file is TOML, named as the code is written: 0xD1.toml. Numbers in it are hexad
     no_culprit         why this bug check never has a culprit
     live               whether Windows also makes live dumps with this code
     [p<n>]             what values of parameter n mean
-    [cases.<v>]        what parameters 2 to 4 are where parameter 1 is v: meaning, parameters
+    [cases.<v>]        what parameters 2 to 4 are where parameter 1 is v: meaning, parameters, and
+                       a family of its own
     [cases.<v>.p<n>]   what values of parameter n mean then
 
 Only what a dump needs is read: one file, and of its cases one.
@@ -125,7 +126,7 @@ def describe(code: int, values: Sequence[int]) -> Description:
         entry.get("name", f"BUG_CHECK_{code:X}"),
         entry.get("meaning", UNKNOWN),
         tuple(parameters),
-        entry.get("family", ""),
+        case.get("family") or entry.get("family", ""),
         entry.get("no_culprit", ""),
         entry.get("evidence", ""),
         entry.get("live", False),

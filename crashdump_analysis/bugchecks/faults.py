@@ -17,6 +17,7 @@ from crashdump_analysis.memory import Memory
 from crashdump_analysis.modules import Modules
 from crashdump_analysis.registers import (
     CONTEXT_RIP,
+    RBP,
     TRAP_FRAME_RIP,
     Registers,
     read_context,
@@ -28,6 +29,8 @@ from crashdump_analysis.stack import Frame
 _SCAN: Final = 0x6000  # bytes: a kernel stack
 _TRAP_FRAME_CS: Final = 0x170
 _KERNEL_CODE: Final = b"\x10\0"  # the selector
+_KERNEL_STACK: Final = 0x29C  # KDDEBUGGER_DATA64.OffsetKThreadKernelStack
+_SWITCH_FRAME_RBP: Final = 0x30  # KSWITCH_FRAME.Rbp; Return follows, and then the caller's stack
 _MAX_PROCESSORS: Final = 2048  # what Windows supports
 
 
@@ -125,9 +128,30 @@ def instruction_third(crash: Crash) -> Fault | None:
     return _trap_frame_on_the_stack(crash, crash.parameters[2])
 
 
-def memory_management(crash: Crash) -> Fault | None:
-    """0x1A: with 0x41287 a page fault led here, and left a trap frame on the stack."""
-    return _first_trap_frame(crash) if crash.parameters[0] == 0x41287 else None
+def trap_frame_on_the_stack(crash: Crash) -> Fault | None:
+    """0x1A with 0x41287: a page fault led here, and left a trap frame on the stack."""
+    return _first_trap_frame(crash)
+
+
+def lock_holder(crash: Crash) -> Fault | None:
+    """0x9F with 4: where the thread that holds the lock, parameter 3, was when it last ran.
+
+    A thread that does not run has a KSWITCH_FRAME on its stack (public symbols): rbp and the return
+    address into the function that switched.
+    """
+    thread = crash.parameters[2]
+    offset = crash.debugger_data.offset(_KERNEL_STACK) if crash.debugger_data else None
+    stack = crash.memory.u64(thread + offset) if offset else None
+    frame = crash.memory.read(stack + _SWITCH_FRAME_RBP, 16) if stack else None
+    if stack is None or frame is None:
+        return None
+    registers = Registers()
+    registers.integer[RBP], registers.rip = struct.unpack("<QQ", frame)
+    registers.rsp = stack + _SWITCH_FRAME_RBP + 16
+    if crash.modules.at(registers.rip) is None:
+        return None
+    source = f"the stack of the thread {thread:x}, which holds the lock"
+    return Fault(registers, source, "waits", without_bug_check=True)
 
 
 def first_interrupt(crash: Crash) -> Fault | None:
@@ -170,7 +194,8 @@ RULES: Final[dict[str, Rule]] = {
         context_on_the_stack,
         interrupt_level,
         instruction_third,
-        memory_management,
+        trap_frame_on_the_stack,
+        lock_holder,
         first_interrupt,
         hung_processor,
         processor,

@@ -13,7 +13,7 @@ from crashdump_analysis.bugchecks.evidence.objects import (
     device_stack,
     driver_of_device,
 )
-from crashdump_analysis.bugchecks.faults import Crash
+from crashdump_analysis.bugchecks.faults import Crash, find_fault
 from crashdump_analysis.modules import Module
 
 _ONLY_FOUND_OUT = "the stack is that of the watchdog which found out"
@@ -21,6 +21,8 @@ _ONLY_FOUND_OUT = "the stack is that of the watchdog which found out"
 
 def evidence(crash: Crash, description: Description) -> Evidence | None:
     """Who has the request, by the IRP; else who is attached to the device."""
+    if description.family:  # the thread that holds a lock: its stack decides, if there is one
+        return _of_lock(crash, description)
     irp = description.named("irp")
     held = device_of_irp(crash.memory, irp) if irp else None
     module = driver_of_device(crash.memory, crash.modules, held[0]) if held else None
@@ -47,6 +49,15 @@ def evidence(crash: Crash, description: Description) -> Evidence | None:
     seen = f"the device stack from the bus up is {names}"
     reason = f"{module.name} drives the device whose power request is stuck"
     return _found(module, (seen, _ONLY_FOUND_OUT), reason, sure=False)
+
+
+def _of_lock(crash: Crash, description: Description) -> Evidence:
+    if find_fault(description.family, crash) is None:
+        return Evidence(
+            no_culprit="the stack of the thread that holds the lock is not in the dump; "
+            + _ONLY_FOUND_OUT
+        )
+    return Evidence(("the stack is that of the thread that holds the lock",), at_most="medium")
 
 
 def _found(module: Module, words: tuple[str, ...], reason: str, *, sure: bool) -> Evidence:

@@ -16,12 +16,15 @@ from tests.support.synthetic_dump import (
     FAULT_RIP,
     FAULT_RSP,
     RETURN_TO_ENTRY,
+    STACK,
     SyntheticMachine,
     crashed_machine,
     pe_image,
     trap_frame,
 )
 
+KERNEL_STACK = 0x58
+"""Offset of KTHREAD.KernelStack, which KDDEBUGGER_DATA64 has."""
 OBJECTS = 0xFFFFE000_00000000
 """Where tests put kernel objects."""
 BUS_BASE, FILTER_BASE = DRIVER_BASE + 0x100000, DRIVER_BASE + 0x200000
@@ -97,6 +100,43 @@ def test_a_stuck_device_that_is_not_in_the_dump_is_nobodys(tmp_path: Path) -> No
     found = reported(crashed_machine(0x9F, (3, PDO, 0, IRP)), tmp_path).culprit
     assert (found.module, found.confidence) == (None, "none")
     assert "not in the dump" in found.reason
+
+
+def test_the_holder_of_the_plug_and_play_lock(tmp_path: Path) -> None:
+    """Its own stack, from where it stopped running; the driver on it is at fault."""
+    machine = crashed_machine(0x9F, (4, 300, OBJECTS, 0))
+    place = STACK + 0x1000
+    machine.write_u64(OBJECTS + KERNEL_STACK, place)
+    machine.write_u64(place + 0x30, 0x5555, RETURN_TO_ENTRY, 0, 0, 0, 0, 0, 0)
+    found = reported(machine, tmp_path)
+    assert found.stack[0].instruction == RETURN_TO_ENTRY
+    assert found.context.registers["rbp"] == 0x5555
+    assert f"the thread {OBJECTS:x}, which holds the lock" in found.context.source
+    assert (found.culprit.module, found.culprit.confidence) == ("victim", "medium")
+    assert found.bucket.id == "0x9F_4_victim!unknown_function"
+    machine.write_u64(OBJECTS + KERNEL_STACK, 0)
+    found = reported(machine, tmp_path)
+    assert (found.culprit.module, found.bucket.id) == (None, "0x9F_4")
+    assert "holds the lock is not in the dump" in found.culprit.reason
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        (0x18, "a null pointer"),
+        (0x7FF612340000, "user mode"),
+        (DRIVER_BASE + 0x1234, "lies in victim+0x1234"),
+        (0xFFFF8000DEAD0000, ""),
+        (0xFFF7F80012345678, "by bit 51 alone"),
+        (0x0000800012345678, "by bit 47 alone"),
+        (0x6162636465666768, "taken for a pointer"),
+    ],
+)
+@pytest.mark.parametrize("code", [0x0A, 0x50, 0xD1])
+def test_bad_addresses(tmp_path: Path, code: int, address: int, words: str) -> None:
+    found = reported(crashed_machine(code, (address, 2, 0, FAULT_RIP)), tmp_path).culprit
+    assert found.module == "victim"
+    assert found.evidence == () if not words else words in found.evidence[0]
 
 
 def test_a_device_stack_that_runs_in_a_circle(tmp_path: Path) -> None:
