@@ -93,9 +93,12 @@ def _processor(report: Report) -> Iterator[str]:
         ("thread", one.thread, one.thread_id, None),
     ):
         if address is not None:
-            known = f"{name or ''}{' ' if name else ''}"
-            known += f"({identifier})" if identifier is not None else "(number unknown)"
-            yield f"  {kind:7} {address:016x}  {known}"
+            known = " ".join(
+                text
+                for text in (name, None if identifier is None else f"({identifier})")
+                if text is not None
+            )
+            yield f"  {kind:7} {address:016x}  {known}".rstrip()
     yield ""
 
 
