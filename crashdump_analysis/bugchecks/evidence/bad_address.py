@@ -1,4 +1,7 @@
-"""0x0A, 0x50, 0xD1 and the like: what kind of a bad address it was, as far as that can be shown."""
+"""What kind of a bad address it was, as far as that can be shown: 0x0A, 0x50, 0xD1, 0x1E, 0x7E ...
+
+The address is a parameter, or in the EXCEPTION_RECORD64 of an access violation.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from crashdump_analysis.bugchecks import Description
 from crashdump_analysis.bugchecks.evidence import Evidence
 from crashdump_analysis.bugchecks.faults import Crash
 
+_ACCESS_VIOLATION: Final = 0xC0000005
+_SECOND_INFORMATION: Final = 0x28  # EXCEPTION_RECORD64.ExceptionInformation[1]
 _NULL_PAGES: Final = 0x10000  # Windows never maps the first 64 KiB
 _USER_SPACE: Final = 1 << 47
 _UPPER_BITS: Final = 0x1FFFF  # bits 47 to 63: all the same in a canonical address
@@ -15,9 +20,21 @@ _UPPER_BITS: Final = 0x1FFFF  # bits 47 to 63: all the same in a canonical addre
 
 def evidence(crash: Crash, description: Description) -> Evidence | None:
     """Words only: the stack says whose pointer it was."""
-    address = description.named("address")
+    address = _address(crash, description)
     words = _kind(crash, address) if address is not None else ""
     return Evidence((words,)) if words else None
+
+
+def _address(crash: Crash, description: Description) -> int | None:
+    exception = description.named("exception")
+    if exception is None:
+        return description.named("address")
+    record = description.named("exception_record")
+    if exception & 0xFFFF_FFFF != _ACCESS_VIOLATION:
+        return None
+    if record is None:
+        return description.named("information_1")
+    return crash.memory.u64(record + _SECOND_INFORMATION)
 
 
 def _kind(crash: Crash, address: int) -> str:

@@ -139,6 +139,17 @@ def test_bad_addresses(tmp_path: Path, code: int, address: int, words: str) -> N
     assert found.evidence == () if not words else words in found.evidence[0]
 
 
+def test_bad_addresses_of_exceptions(tmp_path: Path) -> None:
+    violation = 0xFFFFFFFF_C0000005
+    machine = crashed_machine(0x1E, (violation, FAULT_RIP, 0, 0x9C))
+    assert "null pointer" in reported(machine, tmp_path).culprit.evidence[0]
+    machine = crashed_machine(0x7E, (violation, FAULT_RIP, OBJECTS, 0))
+    machine.space.write(OBJECTS, struct.pack("<I12xQI4xQQ", 0xC0000005, FAULT_RIP, 2, 0, 0x9C))
+    assert "null pointer" in reported(machine, tmp_path).culprit.evidence[0]
+    other = crashed_machine(0x1E, (0xC0000094, FAULT_RIP, 0, 0x9C))
+    assert reported(other, tmp_path).culprit.evidence == ()
+
+
 def test_a_device_stack_that_runs_in_a_circle(tmp_path: Path) -> None:
     machine = power_failure((3, PDO, 0, 0))
     machine.write_u64(DEVICE + 0x200 + 0x18, PDO)
