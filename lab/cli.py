@@ -27,6 +27,7 @@ Crashes Windows kernel sensors and their content on lab machines before they shi
   lab demo                        19 July 2024 on one virtual machine
   lab run --candidate C.toml --content good/ --content new/
   lab repro last -n 3             do a recorded run again
+  lab console vm-1                what a machine says on its serial console
   lab triage MEMORY.DMP           what a kernel dump says
   lab pykd status                 Microsoft's debugger engine, as a second opinion
 
@@ -195,6 +196,35 @@ exit code: 0 it went the same way each time, 1 it did not, 2 the lab failed, 3 w
     )  # fmt: skip
 
     with_lab(add("machines", "lab.commands:machines", "the machines: who holds which, and why"))
+    console = with_lab(
+        add(
+            "console",
+            "lab.console.command:console",
+            "watch a machine's serial console, or type on it",
+            """\
+Without --type it only watches and needs no lease: it shows the console of the run that holds the
+machine from its beginning, or opens the machine's console port. With --type it takes the machine's
+lease; a virtual machine is booted for it. Ctrl-] ends typing; every other key, Ctrl-C too, goes to
+the machine. Only the console's bytes go to standard output, so it works in a pipe: typed is what
+comes in, and it ends when the console has been silent for 2 s after that. What it says is kept in
+STORE/consoles/MACHINE, or in the run's folder: console.log, and console.times.jsonl.
+
+examples:
+  lab console vm-1                        watch it
+  lab console m1 --type                   a session; SAC answers to "?" and Enter
+  echo id | lab console m1 --type         what SAC says to one command""",
+        )
+    )
+    console.add_argument("machine", metavar="MACHINE")
+    console.add_argument("--type", action="store_true", help="type, too; takes the lease")
+    console.add_argument(
+        "--image", metavar="NAME",
+        help="what a virtual machine boots for --type (default: lab.toml's only image)",
+    )  # fmt: skip
+    console.add_argument(
+        "--wait", type=float, default=0, metavar="SECONDS",
+        help="how long to wait for the lease (default: 0)",
+    )  # fmt: skip
     add("triage", "", "what a kernel dump says: bug check, stack, culprit, bucket")
     pykd = add(
         "pykd",

@@ -20,6 +20,7 @@ from pydantic import AfterValidator, Field, RootModel, SecretStr
 
 from crashdump_analysis.engines.analysis_host import AnalysisHost
 from images.contract import CATALOG, CatalogEntry, ContractError, load_catalog
+from lab.console.settings import ConsoleSettings
 from lab.outcome import LabError
 from lab.toml import Section, line_of, load_toml
 
@@ -93,6 +94,8 @@ class MachineSettings(Section):
     """How many; more than one are called NAME-1, NAME-2 ..."""
     tags: Annotated[list[str], Field(default_factory=list)]
     """What tests may ask for."""
+    console: ConsoleSettings | None = None
+    """[machines.NAME.console]: its serial console, where the backend has none of its own."""
 
 
 class LeaseSettings(Section):
@@ -173,6 +176,7 @@ class Slot:
     host_name: str
     host: HostSettings
     tags: frozenset[str]
+    console: ConsoleSettings | None = None
 
 
 class Config:
@@ -200,7 +204,13 @@ class Config:
         hosts = self.settings.hosts
         return {
             slot: Slot(
-                slot, name, table.backend, table.host, hosts[table.host], frozenset(table.tags)
+                slot,
+                name,
+                table.backend,
+                table.host,
+                hosts[table.host],
+                frozenset(table.tags),
+                table.console,
             )
             for name, table in self.settings.machines.items()
             for slot in _slot_names(name, table.count)
@@ -378,6 +388,8 @@ def _machine_problems(settings: Settings) -> Iterator[tuple[tuple[str, ...], str
             places = " or ".join(f"lab/{folder}" for folder in BACKEND_FOLDERS)
             found = f"expected the name of a file in {places}; found {machine.backend!r}"
             yield (*key, "backend"), found
+        if machine.console is not None and machine.count > 1:
+            yield (*key, "console"), "expected a count of 1 beside console: a port is one machine's"
         for slot in _slot_names(name, machine.count):
             if slot in owners:
                 yield key, f"machine {slot} is in [machines.{owners[slot]}] already"

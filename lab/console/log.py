@@ -127,6 +127,34 @@ class Log:
             listener()
 
 
+class FollowedLog(Log):
+    """A log that another process writes; read-only here, and it need not be there yet."""
+
+    def __init__(self, folder: Path, name: str = "console") -> None:
+        self.path = folder / f"{name}.log"
+        self.times = folder / f"{name}.times.jsonl"
+        self._lock = threading.RLock()
+        self._listeners = []
+        self._size = 0
+        self._last = time.monotonic()
+
+    def look(self) -> None:
+        """See Log."""
+        size = self.path.stat().st_size if self.path.exists() else 0
+        with self._lock:
+            if size <= self._size:
+                return
+            self._size, self._last = size, time.monotonic()
+        self._wake()
+
+    def add(self, data: bytes) -> None:
+        """Not for its readers."""
+        raise TypeError(f"{self.path} is another process's")
+
+    def _tell(self, entry: dict[str, Any], offset: int | None = None) -> None:
+        raise TypeError(f"{self.times} is another process's")
+
+
 def entries(times: Path) -> list[dict[str, Any]]:
     """The lines of an index; a last one that is still being written is left out."""
     lines = times.read_text(encoding="utf-8").split("\n")[:-1] if times.exists() else []

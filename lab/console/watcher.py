@@ -46,7 +46,7 @@ class Watcher:
     def __init__(
         self, log: Log, signals: SignalLog, *, boot: int | None = None, offset: int | None = None
     ) -> None:
-        self._log = log
+        self.log = log
         self._signals = signals
         self._boot = boot
         log.look()
@@ -54,18 +54,18 @@ class Watcher:
 
     def read(self) -> bytes:
         """What has come since; does not wait."""
-        self._log.look()
-        data = self._log.read(self.offset)
+        self.log.look()
+        data = self.log.read(self.offset)
         self.offset += len(data)
         return data
 
     def regardless_of_boot(self) -> Watcher:
         """Another one at the same place, whose waits no crash or restart ends."""
-        return Watcher(self._log, self._signals, offset=self.offset)
+        return Watcher(self.log, self._signals, offset=self.offset)
 
     def text_before(self) -> bytes:
         """The last bytes up to where it is."""
-        return self._log.read(max(0, self.offset - WINDOW), self.offset)
+        return self.log.read(max(0, self.offset - WINDOW), self.offset)
 
     def expect(self, pattern: bytes | re.Pattern[bytes], deadline: float) -> Found:
         """Waits for a regular expression, and moves behind the first match.
@@ -78,27 +78,27 @@ class Watcher:
 
         def came() -> bool:
             nonlocal start, seen, match
-            self._log.look()
-            if self._log.size == seen:
+            self.log.look()
+            if self.log.size == seen:
                 return False
-            seen = self._log.size
+            seen = self.log.size
             start = max(self.offset, seen - WINDOW)
-            match = wanted.search(self._log.read(start, seen))
+            match = wanted.search(self.log.read(start, seen))
             return match is not None
 
         what = f"{wanted.pattern!r} on the console"
-        self._log.listen(self._signals.wake)
+        self.log.listen(self._signals.wake)
         try:
             self._signals.wait(what, came, deadline, boot=self._boot)
         except DeadlineError:
-            said = self._log.read(max(self.offset, self._log.size - WINDOW))
+            said = self.log.read(max(self.offset, self.log.size - WINDOW))
             raise NotExpectedError(
                 f"waited {deadline:g} s for {what}; it said {_shown(said)}", said
             ) from None
         finally:
-            self._log.forget(self._signals.wake)
+            self.log.forget(self._signals.wake)
         assert match is not None
-        before = self._log.read(self.offset, start + match.start())
+        before = self.log.read(self.offset, start + match.start())
         found = Found(match, start + match.start(), start + match.end(), before)
         self.offset = found.end
         return found
@@ -107,8 +107,8 @@ class Watcher:
         """Waits until no byte has come for so many seconds. DeadlineError: it went on talking."""
 
         def silent() -> bool:
-            self._log.look()
-            return self._log.silent_for >= seconds
+            self.log.look()
+            return self.log.silent_for >= seconds
 
         what = f"{seconds:g} s of silence on the console"
         self._signals.wait(what, silent, deadline, boot=self._boot)
