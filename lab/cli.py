@@ -196,6 +196,28 @@ exit code: 0 it went the same way each time, 1 it did not, 2 the lab failed, 3 w
     )  # fmt: skip
 
     with_lab(add("machines", "lab.commands:machines", "the machines: who holds which, and why"))
+    power = with_lab(
+        add(
+            "power",
+            "lab.power.command:power",
+            "look at or switch an outlet; done is what was read back",
+            """\
+TARGET is a machine with power in lab.toml, or a [power.NAME] with OUTLET (its number or name).
+Switching takes the machine's lease: a machine that somebody holds is left alone.
+exit code: 0 it is so, 2 the device failed (the message says how), 3 wrong input
+
+example:
+  lab power status m1
+  lab power cycle rack-a 7""",
+        )
+    )
+    power.add_argument("action", choices=["status", "on", "off", "cycle"])
+    power.add_argument("target", metavar="TARGET")
+    power.add_argument("outlet", metavar="OUTLET", nargs="?")
+    power.add_argument(
+        "--wait", type=float, default=0, metavar="SECONDS",
+        help="how long to wait for the machine's lease (default: 0)",
+    )  # fmt: skip
     console = with_lab(
         add(
             "console",

@@ -22,6 +22,7 @@ from crashdump_analysis.engines.analysis_host import AnalysisHost
 from images.contract import CATALOG, CatalogEntry, ContractError, load_catalog
 from lab.console.settings import ConsoleSettings
 from lab.outcome import LabError
+from lab.power.devices import problems as power_problems
 from lab.toml import Section, line_of, load_toml
 
 FILE_NAME = "lab.toml"
@@ -96,6 +97,8 @@ class MachineSettings(Section):
     """What tests may ask for."""
     console: ConsoleSettings | None = None
     """[machines.NAME.console]: its serial console, where the backend has none of its own."""
+    power: str | None = None
+    """What switches it: the NAME of a [power.NAME] table, with ":OUTLET" where that has several."""
 
 
 class LeaseSettings(Section):
@@ -146,6 +149,8 @@ class Settings(Section):
     images: Annotated[dict[Name, ImageSettings], Field(default_factory=dict)]
     hosts: Annotated[dict[Name, HostSettings], Field(default_factory=dict)]
     machines: Annotated[dict[Name, MachineSettings], Field(default_factory=dict)]
+    power: Annotated[dict[Name, dict[str, Any]], Field(default_factory=dict)]
+    """Power devices; what their tables hold is their backend's (lab/power/BACKEND.py)."""
     leases: LeaseSettings = LeaseSettings()
     analysis_host: AnalysisHostSettings | None = None
 
@@ -350,6 +355,8 @@ def _inconsistencies(settings: Settings, folder: Path) -> Iterator[tuple[tuple[s
         yield from _missing_file(("analysis_host", "key"), _resolved(folder, host.key))
     for name, image in settings.images.items():
         yield from _image_problems(("images", name), image, folder)
+    for name, table in settings.power.items():
+        yield from ((("power", name, *key), text) for key, text in power_problems(table))
     yield from _machine_problems(settings)
 
 
@@ -388,12 +395,27 @@ def _machine_problems(settings: Settings) -> Iterator[tuple[tuple[str, ...], str
             places = " or ".join(f"lab/{folder}" for folder in BACKEND_FOLDERS)
             found = f"expected the name of a file in {places}; found {machine.backend!r}"
             yield (*key, "backend"), found
+        if machine.power is not None:
+            yield from _power_problems((*key, "power"), machine, settings)
         if machine.console is not None and machine.count > 1:
             yield (*key, "console"), "expected a count of 1 beside console: a port is one machine's"
         for slot in _slot_names(name, machine.count):
             if slot in owners:
                 yield key, f"machine {slot} is in [machines.{owners[slot]}] already"
             owners[slot] = name
+
+
+def _power_problems(
+    key: tuple[str, ...], machine: MachineSettings, settings: Settings
+) -> Iterator[tuple[tuple[str, ...], str]]:
+    assert machine.power is not None
+    device, _, outlet = machine.power.partition(":")
+    if machine.count > 1:
+        yield key, "expected a count of 1 beside power: an outlet is one machine's"
+    if device not in settings.power:
+        yield key, f"there is no [power.{device}]{_nearest(device, settings.power)}"
+    elif not (outlet or settings.power[device].get("outlet")):
+        yield key, f'expected "{device}:OUTLET", or an outlet in [power.{device}]'
 
 
 def _missing_file(key: tuple[str, ...], path: Path) -> Iterator[tuple[tuple[str, ...], str]]:

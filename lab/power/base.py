@@ -59,7 +59,7 @@ class WrongOutletError(PowerError):
 
 
 class OutletError(LabError):
-    """The device has no outlet of that name, or several; or nobody can say what the outlet does."""
+    """lab.toml is wrong: no outlet of that name or several, nobody who can say what it does."""
 
 
 class Timing(Section):

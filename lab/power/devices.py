@@ -5,17 +5,21 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from lab.outcome import LabError
 from lab.power.base import PowerDevice, Secrets
 
 ENTRY_POINTS = "bugcheck_lab.power"
 """The group in which a third party's package names its device class: NAME = "package:Class"."""
-NO_BACKENDS = {"base", "bmc", "devices", "outlet", "snmp", "snmp_families", "__init__"}
+NO_BACKENDS = {
+    *("__init__", "base", "bmc", "command", "devices", "outlet", "snmp", "snmp_families", "wiring")
+}
 
 
 class NoBackendError(LabError):
@@ -48,6 +52,22 @@ def device_class(backend: str) -> type[PowerDevice]:
         ) from error
     device: type[PowerDevice] = module.Device
     return device
+
+
+def problems(table: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What is wrong with a [power.NAME] table: (key, text)."""
+    try:
+        device = device_class(str(table.get("backend")))
+        device.Settings.model_validate(dict(table))
+    except NoBackendError as error:
+        yield ("backend",), str(error)
+    except ValidationError as error:
+        for one in error.errors():
+            said = one["msg"].removeprefix("Value error, ")
+            if one["type"] == "extra_forbidden":
+                known = ", ".join(sorted(device.Settings.model_fields))
+                said = f"no such key; expected one of {known}"
+            yield tuple(str(part) for part in one["loc"]), said
 
 
 def open_device(name: str, table: Mapping[str, Any], secrets: Secrets) -> PowerDevice:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ from lab.signals import DeadlineError, SignalLog
 
 ON, OFF, UNKNOWN = PowerState.ON, PowerState.OFF, PowerState.UNKNOWN
 SHOWN = 12
-"""How many readings a message shows."""
+"""How many changes a message shows."""
 
 
 @dataclass
@@ -32,12 +33,17 @@ class _Readings:
 
     states: list[PowerState] = field(default_factory=list)
     trouble: UnreachableError | None = None
+    order_trouble: UnreachableError | None = None
+    """The order itself had no answer, or none that means success."""
 
     def stand(self, wanted: PowerState, steady: int) -> bool:
         return self.trouble is None and self.states[-steady:] == [wanted] * steady
 
     def __str__(self) -> str:
-        return ", ".join(self.states[-SHOWN:]) or "nothing"
+        runs = [(state, len(list(same))) for state, same in itertools.groupby(self.states)]
+        said = [f"{state} {count} times" if count > 1 else state for state, count in runs[-SHOWN:]]
+        order = f"; the order itself ended so: {self.order_trouble}" if self.order_trouble else ""
+        return f"{', '.join(said) or 'nothing'}{order}"
 
 
 @dataclass(frozen=True)
@@ -163,7 +169,7 @@ class Outlet:
             try:
                 self.device.order(place, wanted)
             except UnreachableError as error:  # the order may have been taken all the same
-                readings.trouble = error
+                readings.order_trouble = error
             stands = self._settles(place, wanted, readings)
             if stands and not self._contradicted(wanted):
                 self._refuse_wrong(place, wanted, others, own_stands=True)
@@ -178,21 +184,24 @@ class Outlet:
         raise self._why_not(wanted, readings)
 
     def _why_not(self, wanted: PowerState, readings: _Readings) -> PowerError:
-        waited = f"{self.timing.deadline_seconds:g} s after each of {self.timing.orders} orders"
+        waited = f"{self.timing.deadline_seconds:g} s after the last of {self.timing.orders} orders"
         if readings.trouble is not None:
             return UnreachableError(
                 f"{self.name} was ordered {wanted}, and whether it did so is not known: "
                 f"{readings.trouble}"
             )
+        said = (
+            f"{self._source} said {readings}" if self._source != self.name else f"read {readings}"
+        )
         if wanted in readings.states:
             return NoEffectError(
-                f"{self.name} does not stay {wanted}: {self._source} said {readings} ({waited});"
-                " look for somebody else who switches it, a schedule, or a relay that fails"
+                f"{self.name} does not stay {wanted}, {waited}: {said}. Look for somebody else who"
+                " switches it, a schedule, or a relay that fails"
             )
         return NoEffectError(
-            f"{self.name} took the order {wanted} and does not follow: {self._source} said"
-            f" {readings} ({waited}); if the device is just slow, raise deadline_seconds in"
-            f" [power.{self.device.name}.timing], else look at its own log and its relay"
+            f"{self.name} was ordered {wanted} and does not follow, {waited}: {said}. If the device"
+            f" is merely slow, raise deadline_seconds in [power.{self.device.name}.timing]; else"
+            " look at its own log and its relay"
         )
 
     # Reading back
