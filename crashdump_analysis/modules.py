@@ -20,7 +20,7 @@ from crashdump_analysis.memory import Memory
 MAX_MODULES: Final = 2000
 _MAX_IMAGE = 1 << 30  # bytes
 _MAX_NAME = 1024  # bytes
-_ENTRY_SIZE = 0x84
+_ENTRY_SIZE = 0x80
 
 
 @dataclass(frozen=True)
@@ -119,17 +119,20 @@ def _module(memory: Memory, entry: bytes, kernel_base: int | None, *, first: boo
 
 
 def module_of_entry(
-    table: bytes, at: int, path: str, image: str = "", *, kernel: bool
+    table: bytes, at: int, path: str, image: str = "", *, kernel: bool, timestamped: bool = False
 ) -> Module | None:
     """The module that a KLDR_DATA_TABLE_ENTRY at an offset in a table describes; None for none.
 
     image: the file's name, if it is not the end of the path. kernel: it is the kernel's.
+    timestamped: it is of a triage dump's list, in which the PE timestamp is kept here; in memory
+    Windows has something else in that place.
     """
     base, entry_point, size = struct.unpack_from("<QQI", table, at + 0x30)
     if not (base >= KERNEL_SPACE and base % PAGE_SIZE == 0 and 0 < size <= _MAX_IMAGE):
         return None
     image = image or _file_name(path)
-    checksum, timestamp = struct.unpack_from("<I4xI", table, at + 0x78)
+    (checksum,) = struct.unpack_from("<I", table, at + 0x78)
+    (timestamp,) = struct.unpack_from("<I", table, at + 0x80) if timestamped else (None,)
     name = "nt" if kernel else module_name(image) or f"image_{base:x}"
     return Module(name, image or name, path, base, size, entry_point, checksum, timestamp or None)
 

@@ -155,7 +155,7 @@ class TriageDump(DumpFormat):
         for at in range(0, len(table) - _DRIVER_ENTRY + 1, _DRIVER_ENTRY):
             (name,) = struct.unpack_from("<I", table, at)
             path = self._text(name)
-            module = module_of_entry(table, at + _ENTRY, path, kernel=not modules)
+            module = module_of_entry(table, at + _ENTRY, path, kernel=not modules, timestamped=True)
             if module is None:
                 self.warnings.append(f"entry {at // _DRIVER_ENTRY} of the drivers is no image")
             else:
