@@ -8,6 +8,7 @@ from pathlib import Path
 
 from crashdump_analysis.addresses import VirtualAddress
 from crashdump_analysis.dump import open_dump
+from crashdump_analysis.image import image_in_memory
 from crashdump_analysis.memory import Memory, PagedMemory
 from crashdump_analysis.modules import loaded_modules
 from crashdump_analysis.registers import from_context
@@ -64,9 +65,10 @@ def as_triage_dump(dump: Path, to: Path, extra: Sequence[Range] = ()) -> Path:
         block = memory.read_some(header.debugger_data, 0x380)
         stack = memory.read_some(rsp, 0x4000)
         pieces = [(address, _whole(memory, address, size)) for address, size in extra]
-        entries, pool, names = bytearray(), bytearray(), []
+        pool, names, timestamps = bytearray(), [], []
         for module in modules:
             names.append(len(pool))
+            timestamps.append(image_in_memory(memory, module.base, module.image).timestamp)
             text = module.path.encode("utf-16-le")
             pool += struct.pack("<I", len(text) // 2) + text + b"\0\0"
             pool += bytes(-len(pool) % 8)
@@ -84,12 +86,13 @@ def as_triage_dump(dump: Path, to: Path, extra: Sequence[Range] = ()) -> Path:
     put(0x28, stack, 0x2C)
     put(0x70, block, 0x74)
     strings = put(0x38, bytes(pool), 0x3C)
-    for name, module in zip(names, modules, strict=True):
+    entries = bytearray()
+    for name, timestamp, module in zip(names, timestamps, modules, strict=True):
         entry = bytearray(0x90)
         struct.pack_into("<I", entry, 0, strings + name)
         struct.pack_into("<QQI", entry, 0x38, module.base, module.entry_point, module.size)
         struct.pack_into("<II", entry, 0x80, module.checksum, 0)
-        struct.pack_into("<I", entry, 0x88, module.timestamp or 0)
+        struct.pack_into("<I", entry, 0x88, timestamp)
         entries += entry
     put(0x30, bytes(entries))
     fields[0x34] = len(names)
