@@ -101,7 +101,8 @@ def _entry(code: int, first: int) -> Mapping[str, Any]:
         return {}
     head, *cases = _CASES.split(text)
     heading = f"[cases.0x{first:X}]\n"
-    return tomllib.loads(head + next((one for one in cases if one.startswith(heading)), ""))
+    case = next((one for one in cases if one.startswith(heading)), "")
+    return tomllib.loads(head + (case or "[cases]\n" * bool(cases)))
 
 
 def describe(code: int, values: Sequence[int]) -> Description:
@@ -109,8 +110,10 @@ def describe(code: int, values: Sequence[int]) -> Description:
     entry = _entry(code, values[0])
     case: Mapping[str, Any] = next(iter(entry.get("cases", {}).values()), {})
     pairs: list[Sequence[str]] = list(entry.get("parameters", []))
+    if not pairs and ("p1" in entry or "cases" in entry):
+        pairs = [("kind", "what happened")]
     if case:
-        pairs = [*(pairs[:1] or [("kind", "what happened")]), *case.get("parameters", [])]
+        pairs[1:] = case.get("parameters", [])
     parameters = []
     for number, value in enumerate(values, start=1):
         unnamed = (f"parameter_{number}", _UNNAMED)

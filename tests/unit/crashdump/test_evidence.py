@@ -7,10 +7,16 @@ import uuid
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from crashdump_analysis import Report, triage
 from crashdump_analysis.bugchecks import describe, known_codes
-from crashdump_analysis.bugchecks.evidence import rule
+from crashdump_analysis.bugchecks.evidence import find_evidence, rule
+from crashdump_analysis.bugchecks.faults import Crash
+from crashdump_analysis.memory import Memory
+from crashdump_analysis.modules import Module, Modules
+from crashdump_analysis.registers import Registers
 from tests.support.synthetic_dump import (
     DRIVER_BASE,
     FAULT_RIP,
@@ -25,6 +31,7 @@ from tests.support.synthetic_dump import (
 
 KERNEL_STACK = 0x58
 """Offset of KTHREAD.KernelStack, which KDDEBUGGER_DATA64 has."""
+WORDS = st.integers(0, (1 << 64) - 1)
 OBJECTS = 0xFFFFE000_00000000
 """Where tests put kernel objects."""
 BUS_BASE, FILTER_BASE = DRIVER_BASE + 0x100000, DRIVER_BASE + 0x200000
@@ -370,3 +377,31 @@ def test_a_labs_own_rules_come_first(tmp_path: Path) -> None:
     rules.write_text("victim=ignore\nnt=kernel_team\n")
     found = reported(crashed_machine(), tmp_path, rules).culprit
     assert (found.module, found.owner, found.confidence) == ("nt", "kernel_team", "medium")
+
+
+WITH_RULES = [code for code in known_codes() if describe(code, (0, 0, 0, 0)).evidence]
+
+
+class Anything(Memory):
+    """The same few bytes everywhere, so that every pointer leads to something."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def read_some(self, address: int, size: int) -> bytes:
+        start = address % 8
+        return (self._data * (size // len(self._data) + 2))[start : start + min(size, 0x2000)]
+
+
+@given(
+    st.sampled_from([*WITH_RULES, 0xA0000001]),
+    st.tuples(*[st.sampled_from([0, 1, 3, 4, 0x62, 0x20002, OBJECTS, (1 << 64) - 1]) | WORDS] * 4),
+    st.binary(min_size=8, max_size=64),
+)
+def test_any_bytes_are_evidence_or_none(
+    code: int, parameters: tuple[int, int, int, int], data: bytes
+) -> None:
+    modules = Modules([Module("nt", "ntoskrnl.exe", "", OBJECTS, 1 << 20, 0, 0)])
+    crash = Crash(code, parameters, Anything(data), Registers(), (), None, modules)
+    found = find_evidence(crash, describe(code, parameters), None)
+    assert found is None or all(one.isprintable() for one in found.words)
