@@ -103,7 +103,9 @@ class Port:
         self.close()
 
     def close(self) -> None:
-        """Ends the reader and lets the port go."""
+        """Ends the reader and lets the port go; once more does nothing."""
+        if self._stop.is_set():
+            return
         self._stop.set()
         self._again.set()
         self._thread.join()
