@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path, PureWindowsPath
 
 import jsonschema
@@ -30,7 +30,9 @@ from tests.integration.conftest import CrashFactory, MachineFactory
 from tests.oracle.dbgeng import judge
 from tests.support.crashes import Crash
 from tests.support.disk import dump_in_pagefile
+from tests.support.dumps import Range, as_triage_dump, without_memory
 from tests.support.libvirt import Libvirt
+from tests.support.pdbs import with_unwind_data
 from tests.support.sensor import (
     CRASHES,
     KINDS,
@@ -183,6 +185,116 @@ def test_without_symbols_module_and_offset_are_left(
     ]
     assert bare.bucket.basis == "shapes"
     assert any("no symbol path" in one for one in bare.warnings)
+
+
+# Where unwind data and names come from, if not from the dump.
+
+
+def pdbs_with_unwind_data(folder: Path, variant: str) -> Path:
+    """A folder with PDBs that have unwind data, as Microsoft's linker makes them, and no images."""
+    target = folder / "pdbs"
+    target.mkdir(exist_ok=True)
+    for pdb, image in (
+        (PDBS["nt"], KERNEL),
+        (built(variant) / "sensor.pdb", built(variant) / "sensor.sys"),
+    ):
+        (target / pdb.name).write_bytes(with_unwind_data(pdb, image))
+    return target
+
+
+def function_tables(report: Report, variant: str) -> list[Range]:
+    """Where the images have their .pdata."""
+    ranges = []
+    for module, file in zip(report.modules, (KERNEL, built(variant) / "sensor.sys"), strict=True):
+        with pefile.PE(str(file), fast_load=True) as image:
+            table = image.OPTIONAL_HEADER.DATA_DIRECTORY[3]
+        ranges.append((module.base + table.VirtualAddress, table.Size))
+    return ranges
+
+
+def identities(report: Report, variant: str) -> list[Range]:
+    """Headers of the images, and the records that tell which PDBs are theirs."""
+    ranges = []
+    for module, file in zip(report.modules, (KERNEL, built(variant) / "sensor.sys"), strict=True):
+        with pefile.PE(str(file)) as image:
+            entries = [one.struct for one in image.DIRECTORY_ENTRY_DEBUG]
+            ranges.append((module.base, 0x400))
+            directory = image.OPTIONAL_HEADER.DATA_DIRECTORY[6]
+        ranges.append((module.base + directory.VirtualAddress, directory.Size))
+        ranges += [(module.base + one.AddressOfRawData, one.SizeOfData) for one in entries]
+    return ranges
+
+
+def stacks(report: Report) -> list[Range]:
+    """The stack from each frame to the next; to the end of a page where the next is elsewhere."""
+    places = [one.stack_pointer for one in report.stack if not one.inline]
+    return [
+        (one, following - one if 0 < following - one < 0x4000 else 0x1000 - one % 0x1000)
+        for one, following in pairwise([*places, 0])
+    ]
+
+
+def judged(report: Report) -> dict[str, object]:
+    """What must be the same wherever unwind data came from."""
+    whole = report.to_dict()
+    return {one: whole[one] for one in ("bug_check", "culprit", "bucket", "context", "stack")}
+
+
+def unwound_by(report: Report) -> set[tuple[str | None, bool | None]]:
+    return {(one.unwind, one.verified) for one in report.modules}
+
+
+@every_bug
+def test_without_function_tables_in_the_dump(
+    crash_of: CrashFactory, tmp_path: Path, kind: str, variant: str
+) -> None:
+    """With image and PDB, with the PDB alone, and with neither."""
+    crash = crash_of(kind, variant)
+    whole = reported(crash, variant)
+    assert unwound_by(whole) == {("dump", True)}
+    dump = without_memory(crash.dump, tmp_path / "a.dmp", function_tables(whole, variant))
+    images = triage(dump, symbols=[BUILT, built(variant)])
+    assert unwound_by(images) == {("image", True)}
+    pdbs = triage(dump, symbols=[pdbs_with_unwind_data(tmp_path, variant)])
+    assert unwound_by(pdbs) == {("pdb", True)}
+    for report in (images, pdbs):
+        assert judged(report) == judged(whole)
+        assert report.warnings == ()
+    neither = triage(dump)
+    assert unwound_by(neither) == {(None, None)}
+    assert neither.culprit.module == "sensor"
+    fault = _without_inline_frames(whole)
+    assert (neither.context.instruction, neither.context.module, neither.context.offset) == (
+        *(fault.context.instruction, "sensor", fault.context.offset),
+    )
+    assert any(one.guess for one in neither.stack)
+
+
+@every_bug
+def test_a_triage_dump_of_the_same_crash(
+    crash_of: CrashFactory, tmp_path: Path, kind: str, variant: str
+) -> None:
+    """It has the stack and the list of modules; images and PDBs give the rest."""
+    crash = crash_of(kind, variant)
+    whole = reported(crash, variant)
+    kept = stacks(whole)
+    dump = as_triage_dump(crash.dump, tmp_path / "a.dmp", kept)
+    assert check_dump(dump).state is State.COMPLETE
+    images = triage(dump, symbols=[BUILT, built(variant)])
+    assert unwound_by(images) == {("image", True)}
+    named = as_triage_dump(crash.dump, tmp_path / "b.dmp", [*kept, *identities(whole, variant)])
+    pdbs = triage(named, symbols=[pdbs_with_unwind_data(tmp_path, variant)])
+    assert unwound_by(pdbs) == {("pdb", True)}
+    for report in (images, pdbs):
+        assert report.dump.type == 4
+        assert judged(report) == judged(whole)
+    unverified = triage(dump, symbols=[pdbs_with_unwind_data(tmp_path, variant)])
+    assert unwound_by(unverified) == {("pdb", False)}
+    assert unverified.culprit.function == whole.culprit.function
+    assert unverified.culprit.confidence in ("medium", "low")
+    neither = triage(dump)
+    assert (neither.culprit.module, neither.culprit.function) == ("sensor", None)
+    assert neither.context.offset == whole.context.offset
 
 
 def _without_inline_frames(report: Report) -> Report:
