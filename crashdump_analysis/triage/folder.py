@@ -24,6 +24,7 @@ from crashdump_analysis.dump.zip_members import ZipDumps
 from crashdump_analysis.errors import DumpError
 from crashdump_analysis.owners import owners_with
 from crashdump_analysis.report import Report
+from crashdump_analysis.symbols import SymbolPath
 from crashdump_analysis.triage.analysis import triage
 
 SCHEMA: Final = Path(__file__).parents[1] / "folder.schema.json"
@@ -241,7 +242,8 @@ def triage_folder(
     if not Path(folder).is_dir():
         raise DumpError(str(folder), expected="a folder of dumps", found="no folder")
     owners_with(owners := tuple(owners))  # once, for what is wrong with them
-    report_on = report_on or partial(triage, symbols=tuple(symbols), owners=owners)
+    # One path for all: a symbol server that hangs is not asked for every dump.
+    report_on = report_on or partial(triage, symbols=SymbolPath(symbols), owners=owners)
     found = Folder(str(folder))
     for number, (path, outcome) in enumerate(_outcomes(folder, report_on, processes), start=1):
         if isinstance(outcome, Seen):
@@ -257,13 +259,24 @@ def _outcomes(
     folder: str | os.PathLike[str], report_on: ReportOn, processes: int | None
 ) -> Iterator[tuple[str, Seen | str]]:
     paths = list(dumps_in(folder))
-    work = partial(_outcome, report_on)
     processes = min(processes or os.cpu_count() or 1, -(-len(paths) // _FEW))
     if processes <= 1:
-        yield from map(work, paths)
+        yield from map(partial(_outcome, report_on), paths)
         return
-    with ProcessPoolExecutor(processes) as pool:
-        yield from pool.map(work, paths, chunksize=4)
+    with ProcessPoolExecutor(processes, initializer=_begin, initargs=(report_on,)) as pool:
+        yield from pool.map(_outcome_of_process, paths, chunksize=4)
+
+
+_of_process: list[ReportOn] = []
+"""How a process that was started to report does so: what it has learned of symbols stays in it."""
+
+
+def _begin(report_on: ReportOn) -> None:
+    _of_process[:] = [report_on]
+
+
+def _outcome_of_process(path: str) -> tuple[str, Seen | str]:
+    return _outcome(_of_process[0], path)
 
 
 def _outcome(report_on: ReportOn, path: str) -> tuple[str, Seen | str]:
