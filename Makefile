@@ -48,9 +48,10 @@ lint: $(ENVIRONMENT) ## ruff and mypy --strict
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 
-bench: $(ENVIRONMENT) machine-packages ## ratios against bare QEMU and bare virsh, to docs/benchmarks.md
+bench: $(ENVIRONMENT) machine-packages ## ratios against bare QEMU, bare virsh, other readers of dumps, to docs/benchmarks.md
 	$(PYTHON) -m benchmarks.boot
 	$(PYTHON) -m benchmarks.lab
+	$(PYTHON) -m benchmarks.triage
 
 fuzz: $(ENVIRONMENT) ## coverage-guided fuzzing of triage for FUZZ_MINUTES (30), one core
 	$(PYTHON) -m fuzz --minutes $(FUZZ_MINUTES) --output docs/benchmarks.md
