@@ -9,6 +9,7 @@ are accepted (docs/pykd.md), and its line says so. The result goes to docs/bench
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import resource
 import statistics
@@ -24,7 +25,7 @@ from pathlib import Path
 import kdmp_parser
 
 from benchmarks.report import PAGE, machine, write_section
-from benchmarks.triage_dumps import distinct_triage_dumps, sparse_dumps, dump_of_test_kernel
+from benchmarks.triage_dumps import distinct_triage_dumps, dump_of_test_kernel, sparse_dumps
 from crashdump_analysis import triage
 from crashdump_analysis.debugger_data import read_debugger_data
 from crashdump_analysis.dump import open_dump
@@ -161,7 +162,6 @@ def by_size(folder: Path) -> str:
     for kind, size, path in sparse_dumps(folder, SIZES):
         assert len(triage(path).modules) == open_and_list(path)
         rounds = ROUNDS if size < SIZES[-1] else 7
-        # Apart from the pairs: kdmp-parser's memory, when it is given back, is in nobody's time.
         reports = [seconds(lambda path=path: triage(path)) for _ in range(rounds)]  # type: ignore[misc]
         opened, parser = [], []
         for _ in range(rounds):
@@ -169,6 +169,7 @@ def by_size(folder: Path) -> str:
             parser.append(
                 seconds(lambda path=path: kdmp_parser.KernelDumpParser(path))  # type: ignore[misc]
             )
+            gc.collect()  # gives its memory back, in nobody's time
         rows.append(
             (
                 f"{kind}, {size} GiB",
