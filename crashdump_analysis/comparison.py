@@ -203,8 +203,9 @@ def _comparable(ours: Sequence[_Physical], theirs: Sequence[_Physical]) -> tuple
         for who, one in (("the engine's", other), ("the portable engine's", mine)):
             if one is not None and one.frame.guess:
                 return number, (
-                    f"only bug check, parameters, modules, context and the first {number} frames "
-                    f"are compared: from there on {who} frames are guesses, for want of unwind data"
+                    "only bug check, parameters, modules, context and "
+                    f"{'frame 0' if number == 1 else f'frames 0 to {number - 1}'} are compared: "
+                    f"from there on {who} frames are guesses, for want of unwind data"
                 )
     return max(len(ours), len(theirs)), ""
 

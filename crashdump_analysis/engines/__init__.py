@@ -111,13 +111,17 @@ class Scope(TypedDict):
 
 
 class Place(TypedDict):
-    """What is at an address; `displacement` as in Frame."""
+    """What is at an address; `displacement` as in Frame, the last four as in Module."""
 
     module: str | None
     function: str | None
     displacement: int | None
     file: str | None
     line: int | None
+    symbols: str
+    symbols_mismatch: bool
+    symbol_file: str
+    mapped_image: str
 
 
 class EngineError(Exception):

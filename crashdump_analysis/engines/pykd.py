@@ -25,7 +25,7 @@ from crashdump_analysis.dump import Dump, open_dump
 from crashdump_analysis.dump.format import DumpFormat
 from crashdump_analysis.dump.header import HEADER_SIZE, MACHINE_ARM64, DumpHeader, read_header
 from crashdump_analysis.dump.source import mapped
-from crashdump_analysis.engines import EngineError, StackFrame
+from crashdump_analysis.engines import EngineError, Place, StackFrame
 from crashdump_analysis.engines import Report as EngineReport
 from crashdump_analysis.engines.analysis_host import AnalysisHost
 from crashdump_analysis.engines.analyze import COMMAND, Analyze, is_missing, parse
@@ -361,6 +361,7 @@ class _PykdAnalysis(Analysis):
         self._answer = answer
         self._in_engine = {one["base"]: one for one in answer["modules"] if not one["unloaded"]}
         self._names: dict[int, list[SourceFrame]] = {}
+        self._symbol_files: dict[int, str] = {}
         memory = _EngineMemory(worker, by_page=kind != "triage")
         contents = _EngineContents(dump.contents, memory, answer)
         dump = replace(dump, header=_header(dump.header, answer), contents=contents)
@@ -414,22 +415,33 @@ class _PykdAnalysis(Analysis):
             for one in self._walked(registers, entered=entered)
             if one.trapped
         }
-        frames: list[Frame] = []
-        certain = True
+        frames = []
         for number, group in enumerate(groups):
-            own = group[-1]
-            place = own["instruction"], own["child_sp"]
-            frame_registers = (
-                Registers(rip=place[0]) if number else replace(registers, rip=place[0])
-            )
-            frame_registers.rsp = place[1]
-            frames.append(
-                Frame(frame_registers, trapped=number == 0 or place in trapped, guess=not certain)
-            )
-            certain = certain and ((number == 0 and entered) or self._has_unwind_data(place[0]))
-        self._learn_names(groups, frames)
+            place = group[-1]["instruction"], group[-1]["child_sp"]
+            found = Registers() if number else registers.copy()
+            found.rip, found.rsp = place
+            frames.append(Frame(found, trapped=number == 0 or place in trapped))
+        # The engine names the line behind a call; the report has that of the call. And only now
+        # has the engine looked for symbols and images.
+        places = self._worker.lookup([one.lookup_address for one in frames])
+        self._learn_names(groups, frames, places)
         # A dump that was cut may leave the engine without a stack, which it has warned of.
-        return frames or [Frame(registers, trapped=True)]
+        return self._marked(frames, places, entered=entered) or [Frame(registers, trapped=True)]
+
+    def _marked(
+        self, frames: list[Frame], places: Sequence[Place], *, entered: bool
+    ) -> list[Frame]:
+        """The frames, those behind one whose size the engine cannot know as guesses."""
+        marked = []
+        certain = True
+        for number, (frame, place) in enumerate(zip(frames, places, strict=True)):
+            marked.append(replace(frame, guess=not certain))
+            certain = certain and (
+                (number == 0 and entered)
+                or bool(place["mapped_image"])
+                or self._has_unwind_data(frame.lookup_address)
+            )
+        return marked
 
     def _walked(self, registers: Registers, *, entered: bool) -> list[Frame]:
         if self.dump.header.machine == MACHINE_ARM64:
@@ -437,25 +449,24 @@ class _PykdAnalysis(Analysis):
         return walk(self.memory, self.images, registers, entered=entered)[0]
 
     def _has_unwind_data(self, address: int) -> bool:
-        """Whether the engine can know how large the frame of the function there is."""
-        module = self.modules.at(address - 1)
-        if module is None:
-            return False
-        if self._in_engine[module.base]["mapped_image"]:
-            return True
+        """Whether the dump, or a file that the engine has, tells the size of frames there."""
+        module = self.modules.at(address)
         try:
-            self.images.of(module).runtime_function(address - 1 - module.base)
+            if module is not None:
+                self.images.of(module).runtime_function(address - module.base)
         except LookupError:
             return False
-        return True
+        return module is not None
 
-    def _learn_names(self, groups: list[list[StackFrame]], frames: list[Frame]) -> None:
-        # The engine names the line behind a call; the report has that of the call.
-        places = self._worker.lookup([one.lookup_address for one in frames])
+    def _learn_names(
+        self, groups: list[list[StackFrame]], frames: list[Frame], places: Sequence[Place]
+    ) -> None:
         for group, frame, place in zip(groups, frames, places, strict=True):
             address = frame.lookup_address
             module = self.modules.at(address)
-            if module is None or place["function"] is None or not self._has_names(module):
+            if module is None or place["function"] is None:
+                continue
+            if not self._are_its_symbols(module, place):
                 continue
             start = address - (place["displacement"] or 0) - module.base
             self._names[address] = [
@@ -466,10 +477,24 @@ class _PykdAnalysis(Analysis):
                 SourceFrame(place["function"], place["file"], place["line"], start, inline=False),
             ]
 
-    def _has_names(self, module: Module) -> bool:
-        """Whether the engine has symbols that belong to a module; its exports alone mislead."""
-        one = self._in_engine[module.base]
-        return one["symbols"] not in ("none", "export", "deferred") and not one["symbols_mismatch"]
+    def _are_its_symbols(self, module: Module, place: Place) -> bool:
+        """Whether the symbols that name a place belong to the module."""
+        if place["symbols"] in ("none", "export", "deferred"):
+            return False  # exports alone mislead
+        # Without the image the engine takes a PDB by its file name alone.
+        checked = place["mapped_image"] or self.images.of(module).in_dump is not None
+        if place["symbols_mismatch"] or not checked:
+            self.warnings.append(
+                f"{module.name}: the engine's symbols are left out: they "
+                + (
+                    "belong to another build"
+                    if checked
+                    else "were found by their name alone, for want of the image file"
+                )
+            )
+            return False
+        self._symbol_files[module.base] = place["symbol_file"]
+        return True
 
     def _functions(self, module: Module, address: int) -> list[SourceFrame]:
         return self._names.get(address, [])
@@ -480,7 +505,7 @@ class _PykdAnalysis(Analysis):
             super()._module(module),
             timestamp=one["timestamp"] or None,
             checksum=one["checksum"],
-            symbols=one["symbol_file"] or None if self._has_names(module) else None,
+            symbols=self._symbol_files.get(module.base),
         )
 
     def _all_warnings(self) -> tuple[str, ...]:

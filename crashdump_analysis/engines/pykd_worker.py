@@ -148,6 +148,7 @@ _DEBUG_EXECUTE_NOT_LOGGED = 2
 _DEBUG_MODULE_UNLOADED = 0x1
 _DEBUG_MODULE_SYM_BAD_CHECKSUM = 0x10000
 _DEBUG_REGISTER_SUB_REGISTER = 1
+_DEBUG_ANY_ID = 0xFFFFFFFF
 _E_NOINTERFACE = 0x80004002
 _MAX_FRAMES = 512
 _STACK_FRAME_TYPE_INLINE = 2  # dbghelp.h; INLINE_FRAME_CONTEXT.FrameType, bit 7 = return address
@@ -488,7 +489,29 @@ class Engine:
     def lookup(self, addresses: list[int]) -> dict[str, Any]:
         """Module, function, file and line of addresses."""
         self._need_dump()
-        return {"places": [self._place(one, _INLINE_FRAME_CONTEXT_IGNORE) for one in addresses]}
+        places = []
+        for address in addresses:
+            place = self._place(address, _INLINE_FRAME_CONTEXT_IGNORE)
+            # Only now are the symbols loaded.
+            places.append({**place, **self._symbols_at(address)})
+        return {"places": places}
+
+    def _symbols_at(self, address: int) -> dict[str, Any]:
+        index, parameters = _ULONG(), _ModuleParameters()
+        if self._symbols.GetModuleByOffset(
+            address, 0, _ref(index), None
+        ) or self._symbols.GetModuleParameters(1, None, index.value, _ref(parameters)):
+            parameters, index = _ModuleParameters(), _ULONG(_DEBUG_ANY_ID)  # in no module
+        return self._symbols_of(parameters, index.value)
+
+    def _symbols_of(self, module: _ModuleParameters, index: int) -> dict[str, Any]:
+        # Which name: SYMBOL_FILE 3, MAPPED_IMAGE 4.
+        return {
+            "symbols": _SYMBOL_TYPES[min(module.SymbolType, len(_SYMBOL_TYPES) - 1)],
+            "symbols_mismatch": bool(module.Flags & _DEBUG_MODULE_SYM_BAD_CHECKSUM),
+            "symbol_file": self._module_name(3, index),
+            "mapped_image": self._module_name(4, index),
+        }
 
     def command(self, text: str) -> dict[str, Any]:
         """Runs a debugger command; the HRESULT is passed on, the output is as printed."""
@@ -576,8 +599,7 @@ class Engine:
         modules = []
         for index in range(total):
             one = parameters[index]
-            # Which name: DEBUG_MODNAME_IMAGE 0, MODULE 1, LOADED_IMAGE 2, SYMBOL_FILE 3,
-            # MAPPED_IMAGE 4.
+            # Which name: DEBUG_MODNAME_IMAGE 0, MODULE 1.
             modules.append(
                 {
                     "name": self._module_name(1, index),
@@ -587,10 +609,7 @@ class Engine:
                     "timestamp": one.TimeDateStamp,
                     "checksum": one.Checksum,
                     "unloaded": bool(one.Flags & _DEBUG_MODULE_UNLOADED),
-                    "symbols": _SYMBOL_TYPES[min(one.SymbolType, len(_SYMBOL_TYPES) - 1)],
-                    "symbols_mismatch": bool(one.Flags & _DEBUG_MODULE_SYM_BAD_CHECKSUM),
-                    "symbol_file": self._module_name(3, index),
-                    "mapped_image": self._module_name(4, index),
+                    **self._symbols_of(one, index),
                     "flags": one.Flags,
                 }
             )

@@ -89,8 +89,14 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object, **keywords: Any)
 def test_pykds_answer_becomes_the_same_report(
     dump: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = {"module": "victim", "function": "Fault", "displacement": 15, "file": "C:\\v.c"}
-    places = [dict.fromkeys((*place, "line")), {**place, "line": 12}]
+    symbols = {"symbols_mismatch": False, "symbol_file": "C:\\symbols\\victim.pdb"}
+    symbols["mapped_image"] = "victim.sys"
+    names = {"module": "victim", "function": "Fault", "displacement": 15, "file": "C:\\v.c"}
+    places = [
+        # Of a kernel without symbols the engine knows exports, none of which is the function.
+        {**names, **symbols, "function": "SomeExport", "line": 1, "symbols": "export"},
+        {**names, **symbols, "line": 12, "symbols": "pdb"},
+    ]
     fake_engine.install(
         tmp_path,
         monkeypatch,
