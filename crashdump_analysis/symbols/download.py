@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urljoin, urlsplit
+
+if TYPE_CHECKING:  # at run time where they are needed: they take longer than a whole triage
+    from http.client import HTTPResponse  # noqa: PLC0415
 
 Progress = Callable[[str], None]
 
@@ -85,10 +85,13 @@ def download(
 
 
 def _run(transfer: _Transfer, url: str, to: Path, limit: int, timeout: float) -> None:
+    from http.client import HTTPException  # noqa: PLC0415
+    from urllib.error import URLError  # noqa: PLC0415
+
     try:
         transfer.found = _fetch(transfer, url, to, limit, timeout)
-    except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
-        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+    except (URLError, HTTPException, TimeoutError, ConnectionError) as error:
+        reason = error.reason if isinstance(error, URLError) else error
         text = str(reason) or type(reason).__name__
         transfer.error = DownloadError(f"{url} cannot be read: {text}")
     except (DownloadError, OSError) as error:
@@ -100,18 +103,19 @@ def _run(transfer: _Transfer, url: str, to: Path, limit: int, timeout: float) ->
 
 
 def _fetch(transfer: _Transfer, url: str, to: Path, limit: int, timeout: float) -> bool:
-    opener = urllib.request.OpenerDirector()
+    from http.client import HTTPResponse  # noqa: PLC0415
+    from urllib import request  # noqa: PLC0415
+
+    opener = request.OpenerDirector()
     for handler in (
-        urllib.request.ProxyHandler,
-        urllib.request.UnknownHandler,
-        urllib.request.HTTPHandler,
-        urllib.request.HTTPSHandler,
+        *(request.ProxyHandler, request.UnknownHandler),
+        *(request.HTTPHandler, request.HTTPSHandler),
     ):
         opener.add_handler(handler())
     place = url
     for _ in range(_MAX_REDIRECTS + 1):
-        request = urllib.request.Request(place, headers={"User-Agent": "bugcheck-lab"})  # noqa: S310
-        response = opener.open(request, timeout=timeout)
+        asked = request.Request(place, headers={"User-Agent": "bugcheck-lab"})  # noqa: S310
+        response = opener.open(asked, timeout=timeout)
         if not isinstance(response, HTTPResponse):
             raise DownloadError(f"{url} is no address of a symbol server")
         with response:
@@ -125,8 +129,8 @@ def _fetch(transfer: _Transfer, url: str, to: Path, limit: int, timeout: float) 
                     f"{url} is refused: {response.status} {response.reason[:80]}",
                     server=response.status >= 500,
                 )
-            place = urllib.parse.urljoin(place, response.headers.get("Location", ""))
-            if urllib.parse.urlsplit(place).scheme not in ("http", "https"):
+            place = urljoin(place, response.headers.get("Location", ""))
+            if urlsplit(place).scheme not in ("http", "https"):
                 raise DownloadError(f"{url} redirects to {place[:200]}, which is not followed")
     raise DownloadError(f"{url} redirects more than {_MAX_REDIRECTS} times")
 
