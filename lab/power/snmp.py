@@ -144,11 +144,10 @@ class SnmpAgent:
     ) -> dict[str, Value]:
         """One request, sent again while there is no answer; what silence means is found out."""
         trouble, status, values = self._send(command, arguments, self._timing().attempts)
-        if isinstance(trouble, _STALE):
-            self.close()
+        silent = isinstance(trouble, errind.RequestTimedOut)
+        if isinstance(trouble, _STALE) or (silent and self._is_alive()):
+            self.close()  # keys and times of before the agent's restart go with the engine
             trouble, status, values = self._send(command, arguments, self._timing().attempts)
-        if isinstance(trouble, errind.RequestTimedOut) and self._is_alive():
-            trouble, status, values = self._send(command, arguments, 1)
             if isinstance(trouble, errind.RequestTimedOut):
                 raise RefusedError(f"{self} is alive and does not answer to {self._blame()}")
         if trouble is not None:

@@ -9,7 +9,14 @@ from pydantic import SecretStr
 from fixtures.power_bench import Mode, PowerBench
 from lab.power.base import PowerState
 from lab.power.devices import open_device
-from tests.integration.power.snmpd import AUTH_KEY, COMMUNITY, PRIV_KEY, USER, SnmpPdu
+from tests.integration.power.snmpd import (
+    AUTH_KEY,
+    COMMUNITY,
+    PRIV_KEY,
+    READ_COMMUNITY,
+    USER,
+    SnmpPdu,
+)
 
 OUTLET = 3
 TIMING = {
@@ -19,7 +26,13 @@ TIMING = {
     "poll_seconds": 0.05,
     "pause_seconds": 0.2,
 }
-SECRETS = {"community": COMMUNITY, "auth": AUTH_KEY, "priv": PRIV_KEY, "wrong": "not-the-right-one"}
+SECRETS = {
+    "community": COMMUNITY,
+    "readonly": READ_COMMUNITY,
+    "auth": AUTH_KEY,
+    "priv": PRIV_KEY,
+    "wrong": "not-the-right-one",
+}
 CREDENTIALS: dict[str, dict[str, Any]] = {
     "1": {"version": "1", "community_secret": "community"},
     "2c": {"version": "2c", "community_secret": "community"},

@@ -11,6 +11,8 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,6 +26,7 @@ FACTS: dict[str, dict[str, Any]] = tomllib.loads(
 )
 OUTLETS = 8
 COMMUNITY = "may-write"
+READ_COMMUNITY = "may-read"
 USER, AUTH_KEY, PRIV_KEY = "labuser", "authentication", "privacy-key"
 START_DEADLINE = 10.0
 PREFIX = {1: "", 2: "1.", 3: "1.1."}
@@ -39,6 +42,7 @@ class SnmpPdu:
     def __init__(self, family: str) -> None:
         self.family = family
         self._facts = FACTS[family]
+        self._system: str = self._facts["product"]["oid"]
         self._folder = Path(tempfile.mkdtemp(prefix="pdu-"))
         self.port = _free_port()
         self._process: subprocess.Popen[bytes] | None = None
@@ -47,15 +51,6 @@ class SnmpPdu:
     def __enter__(self) -> Self:
         self._told.write_columns(self._columns(self.places))
         self.reset()
-        tree = f"{sys.executable} {outlet_tree.__file__} {self._folder}"
-        roots = sorted(_root(self._facts))
-        (self._folder / "snmpd.conf").write_text(
-            f"sysobjectid .{self._facts['product']['oid']}\n"
-            f"rwcommunity {COMMUNITY} 127.0.0.1\n"
-            "rocommunity may-read 127.0.0.1\n"
-            f"createUser {USER} SHA {AUTH_KEY} AES {PRIV_KEY}\n"
-            f"rwuser {USER} priv\n" + "".join(f"pass_persist .{root} {tree}\n" for root in roots)
-        )
         self.start()
         return self
 
@@ -70,6 +65,15 @@ class SnmpPdu:
 
     def start(self) -> None:
         """Starts snmpd, and waits until net-snmp's own client has an answer."""
+        (self._folder / "snmpd.conf").write_text(
+            f"sysobjectid .{self._system}\n"
+            f"rwcommunity {COMMUNITY} 127.0.0.1\n"
+            f"rocommunity {READ_COMMUNITY} 127.0.0.1\n"
+            f"createUser {USER} SHA {AUTH_KEY} AES {PRIV_KEY}\n"
+            f"rwuser {USER} priv\n"
+            f"pass_persist .{_root(self._facts)}"
+            f" {sys.executable} {outlet_tree.__file__} {self._folder}\n"
+        )
         environment = {
             **os.environ,
             "SNMP_PERSISTENT_DIR": str(self._folder / "persistent"),
@@ -105,6 +109,48 @@ class SnmpPdu:
     def behave(self, mode: Mode, seconds: float = 0.0) -> None:
         """What it does from now on."""
         self._told.behavior = Behavior(mode, seconds)
+
+    @contextmanager
+    def product(self, system: str) -> Iterator[None]:
+        """Says that it is this product (sysObjectID)."""
+        own, self._system = self._system, system
+        self._restart()
+        yield
+        self._system = own
+        self._restart()
+
+    @contextmanager
+    def named(self, names: dict[str, str]) -> Iterator[None]:
+        """Outlets with these names, by row; the others keep theirs."""
+        columns = self._columns(self.places)
+        for column in columns:
+            if column.kind == "text":
+                column.texts.update(names)
+        with self._table(columns):
+            yield
+
+    @contextmanager
+    def states(self, values: dict[str, int]) -> Iterator[None]:
+        """Its state column says these numbers for on and off."""
+        columns = self._columns(self.places)
+        for column in columns:
+            if column.kind == "state":
+                column.values = values
+        with self._table(columns):
+            yield
+
+    @contextmanager
+    def _table(self, columns: list[Column]) -> Iterator[None]:
+        own = self._told.columns()
+        self._told.write_columns(columns)
+        self._restart()
+        yield
+        self._told.write_columns(own)
+        self._restart()
+
+    def _restart(self) -> None:
+        self.kill()
+        self.start()
 
     @property
     def places(self) -> list[str]:
@@ -157,7 +203,7 @@ class SnmpPdu:
             one = objects[order["object"]]
             assert one["access"] == "read-write"
             column = columns.setdefault(order["object"], Column(one["oid"], "order"))
-            column.reads_state = facts.get("command_reads_state", False) or column.kind == "state"
+            column.reads_state |= facts.get("command_reads_state", False) or column.kind == "state"
             column.kind = "order"
             value = order["value"]
             column.values[wanted] = one["values"][value] if "values" in one else int(value)
@@ -171,11 +217,11 @@ class SnmpPdu:
         return list(columns.values())
 
 
-def _root(facts: dict[str, Any]) -> set[str]:
-    """The enterprise's subtree: what snmpd leaves to the outlet tree."""
+def _root(facts: dict[str, Any]) -> str:
+    """The subtree that snmpd leaves to the outlet tree."""
     numbers = [one["oid"].split(".") for one in facts["objects"].values()]
     shared = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*numbers, strict=False))
-    return {".".join(parts[0] for parts in shared)}
+    return ".".join(parts[0] for parts in shared)
 
 
 def _free_port() -> int:
