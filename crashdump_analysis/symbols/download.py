@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urljoin, urlsplit
 
 if TYPE_CHECKING:  # at run time where they are needed: they take longer than a whole triage
-    from http.client import HTTPResponse  # noqa: PLC0415
+    from http.client import HTTPResponse
 
 Progress = Callable[[str], None]
 

@@ -15,6 +15,7 @@ from typing import Final
 MAGIC: Final = b"Microsoft C/C++ MSF 7.00\r\n\x1aDS\0\0\0"
 _BLOCK_SIZES = frozenset(1 << power for power in range(9, 17))
 _NO_STREAM = 0xFFFF_FFFF
+_MAX_DIRECTORY = 1 << 25  # bytes; a PDB of 4 GiB has 4 MiB
 MAX_READ: Final = 1 << 28
 """Bytes that are read of a stream at once: more than any stream of a driver's PDB has."""
 
@@ -58,10 +59,10 @@ class MsfFile:
         self.block_size, _, _, size, _, block_map = struct.unpack_from("<6I", head, len(MAGIC))
         if self.block_size not in _BLOCK_SIZES:
             raise PdbError(f"{path} is damaged: blocks of {self.block_size} bytes")
-        count = -(-size // self.block_size)
+        count = -(-min(size, _MAX_DIRECTORY) // self.block_size)
         place = block_map * self.block_size
         numbers = self._data[place : place + 4 * count]
-        if not 4 <= size <= len(self._data) or len(numbers) < 4 * count:
+        if not 4 <= size <= min(len(self._data), _MAX_DIRECTORY) or len(numbers) < 4 * count:
             raise PdbError(f"{path} is damaged or cut: its directory of {size} bytes is not there")
         self._directory = b"".join(map(self.block, struct.unpack(f"<{count}I", numbers)))[:size]
         (streams,) = struct.unpack_from("<I", self._directory)

@@ -22,9 +22,9 @@ from crashdump_analysis.symbols.pdb_file import OMAP_TO_SOURCE, ORIGINAL_SECTION
 _CONTRIBUTION_SIZES = {0xF12EBA2D: 28, 0xF13151E4: 32}  # bytes an entry, by the table's version
 _S_PUB32 = 0x110E
 _PROCEDURES = frozenset({0x110F, 0x1110, 0x1146, 0x1147})  # S_LPROC32, S_GPROC32 and their _ID
-_MAX_MOVED = 1 << 26  # bytes
+_MAX_MOVED = 1 << 22  # bytes
 _MAX_MODULES = 1 << 17
-_MAX_MODULE_SYMBOLS = 1 << 26  # bytes
+_MAX_MODULE_SYMBOLS = 1 << 24  # bytes
 
 Place = tuple[int, int]
 """An address as symbols have it: number of the section, from 1, and offset in it."""

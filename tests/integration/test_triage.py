@@ -8,6 +8,7 @@ and every frame.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby, pairwise
@@ -185,6 +186,22 @@ def test_without_symbols_module_and_offset_are_left(
     ]
     assert bare.bucket.basis == "shapes"
     assert any("no symbol path" in one for one in bare.warnings)
+
+
+@every_bug
+def test_without_symbolic_functions_are_the_same(
+    crash_of: CrashFactory, monkeypatch: pytest.MonkeyPatch, kind: str, variant: str
+) -> None:
+    """Our own reader names them; inlined functions, files and lines are what is missing."""
+    crash = crash_of(kind, variant)
+    named = _without_inline_frames(reported(crash, variant))
+    monkeypatch.setitem(sys.modules, "symbolic", None)
+    plain = reported(crash, variant)
+    assert [(one.module, one.function, one.offset) for one in plain.stack] == [
+        (one.module, one.function, one.offset) for one in named.stack
+    ]
+    assert not any(one.file or one.line or one.inline for one in plain.stack)
+    assert any("pip install" in one for one in plain.warnings)
 
 
 # Where unwind data and names come from, if not from the dump.

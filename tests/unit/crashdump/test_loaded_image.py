@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from crashdump_analysis import Report, triage
 from crashdump_analysis.symbols import SymbolPath
+from crashdump_analysis.triage.command import main
 from tests.support.pdbs import Symbol, pdb
 from tests.support.synthetic_dump import (
     DRIVER_BASE,
@@ -309,3 +311,29 @@ def test_one_path_serves_many_dumps(tmp_path: Path, store: Path, pdbs: Path) -> 
     path = SymbolPath([store, pdbs])
     reports = [triage(small(tmp_path), symbols=path) for _ in range(2)]
     assert reports[0] == reports[1]
+
+
+def test_the_command_looks_along_the_environments_path(
+    tmp_path: Path,
+    store: Path,
+    pdbs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """And where --symbols points before that."""
+    dump = str(small(tmp_path))
+    monkeypatch.delenv("_NT_ALT_SYMBOL_PATH", raising=False)
+    monkeypatch.setenv("_NT_SYMBOL_PATH", f"srv*{store};{pdbs}")
+    assert main([dump, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [one["function"] for one in report["stack"]] == NAMES
+    assert [one["unwind"] for one in report["modules"]] == ["image", "image"]
+    first = tmp_path / "first"
+    first.mkdir()
+    (first / "victim.pdb").write_bytes(PDBS["victim.pdb"])
+    assert main([dump, "--json", "--symbols", str(first)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [one["symbols"] for one in report["modules"]] == [
+        str(pdbs / "ntkrnlmp.pdb"),
+        str(first / "victim.pdb"),
+    ]
