@@ -124,4 +124,4 @@ def witness(device: PowerDevice, outlet: str) -> Witness:
         except UnreachableError:
             return PowerState.UNKNOWN
 
-    return Witness(device.address(), ask)
+    return Witness(f"{outlet} of {device.address()}", ask)

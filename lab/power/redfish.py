@@ -6,7 +6,7 @@ address = "m1-bmc.lab"        # HTTPS, always; "host:port" for another port
 user = "lab"
 password_secret = "m1-bmc"
 fingerprint = "5A:0C:..."     # of its own certificate: openssl x509 -noout -sha256 -fingerprint
-                              # or ca_file = "/etc/lab/bmc-ca.pem"; else the system's authorities
+                              # or ca_file = "/etc/lab/bmc-ca.pem"; else the public authorities
 
 Sessions are used where the BMC has them, and sushy renews one that has expired.
 """
@@ -91,7 +91,13 @@ class _Pinned(HTTPAdapter):
         super().__init__()
 
     def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
-        super().init_poolmanager(*arguments, assert_fingerprint=self._fingerprint, **options)
+        # Else urllib3 makes a context for each request, and reads all authorities into it.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        super().init_poolmanager(
+            *arguments, ssl_context=context, assert_fingerprint=self._fingerprint, **options
+        )
 
     def send(self, request: Any, *arguments: Any, **options: Any) -> Any:
         # Its own certificate has no authority to be verified by; urllib3 asserts the fingerprint.
