@@ -146,6 +146,9 @@ class Port:
                     self._read(connection)
             except ConsoleError as error:
                 self._down(str(error))
+            except Exception as error:
+                self._down(f"its reader ended by a mistake in the lab: {error!r}")
+                raise
             if self._again.wait(pause):
                 pause = FIRST_PAUSE
             self._again.clear()

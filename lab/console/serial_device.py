@@ -70,12 +70,12 @@ class SerialTransport(Transport):
     def open(self, mark: Mark) -> Connection:
         """See Transport."""
         line = self._line
-        options = {"exclusive": True} if self._is_device else {}
+        # RFC 2217 has neither: its server does as it likes.
+        options = {"exclusive": True, "write_timeout": WRITE_SECONDS} if self._is_device else {}
         try:
             port = serial.serial_for_url(
-                line.url, baudrate=line.baud, timeout=READ_SECONDS,
-                write_timeout=WRITE_SECONDS, **options,
-            )  # fmt: skip
+                line.url, baudrate=line.baud, timeout=READ_SECONDS, **options
+            )
         except (serial.SerialException, OSError, ValueError) as error:
             raise ConsoleError(f"console {line.port}: {error}{self._advice()}") from error
         if self._is_device:

@@ -53,6 +53,7 @@ class SolConnection(Connection):
         self._host = host
         self._mark = mark
         self._early = b""
+        """Received and not yet read."""
 
     def wait_until_operational(self) -> None:
         """Reads up to ipmitool's banner; what follows it is the machine's. Raises ConsoleGone."""
@@ -70,14 +71,17 @@ class SolConnection(Connection):
 
     def read(self) -> bytes:
         """See Connection."""
-        if self._early:
-            data, self._early = self._early, b""
+        data, self._early = self._early or self._receive(), b""
+        farewell = FAREWELL.search(data)
+        if farewell is None:
             return data
-        data = self._receive()
-        if farewell := FAREWELL.search(data):
+        # Alone, so that the mark stands where its text will be in the log.
+        end = farewell.start() or farewell.end()
+        if farewell.start() == 0:
             said = " ".join(farewell[0].decode(errors="replace").split())
-            self._mark("not-the-machine", length=len(farewell[0]), why=f"ipmitool: {said}")
-        return data
+            self._mark("not-the-machine", length=end, why=f"ipmitool: {said}")
+        self._early = data[end:]
+        return data[:end]
 
     def _receive(self) -> bytes:
         if not select.select([self._terminal], [], [], READ_SECONDS)[0]:

@@ -25,6 +25,7 @@ from tests.support.waiting import wait_for
 
 DEADLINE = 20.0
 """Seconds for what takes milliseconds on a quiet host."""
+BMC_USER, BMC_PASSWORD = "admin", "secret"
 
 
 def free_port() -> int:
@@ -151,19 +152,58 @@ class Bench:
         ]
         return self.process(command, lambda: listens(port)), port
 
+    def bmc(self, device: Path) -> tuple[Process, int]:
+        """OpenIPMI's BMC with Serial over LAN to a device, and its UDP port."""
+        with socket.socket(type=socket.SOCK_DGRAM) as free:
+            free.bind(("127.0.0.1", 0))
+            port = int(free.getsockname()[1])
+        lan, emulation = self.folder / "lan.conf", self.folder / "sim.emu"
+        lan.write_text(
+            'name "console"\nset_working_mc 0x20\nstartlan 1\n'
+            f"addr 127.0.0.1 {port}\npriv_limit admin\n"
+            "allowed_auths_admin none md2 md5 straight\nguid a123456789abcdefa123456789abcdef\n"
+            f'endlan\nsol "{device}" 115200\n'
+            f'user 2 true "{BMC_USER}" "{BMC_PASSWORD}" admin 10 none md2 md5 straight\n'
+        )
+        emulation.write_text(
+            "mc_setbmc 0x20\nmc_add 0x20 0 no-device-sdrs 0x23 9 8 0x9f 0x1291 0xf02\n"
+            "mc_enable 0x20\n"
+        )
+
+        def ready() -> bool:
+            table = Path("/proc/net/udp").read_text().splitlines()[1:]
+            return any(line.split()[1] == f"0100007F:{port:04X}" for line in table)
+
+        state = self.folder / "state"
+        command: list[str | Path] = [
+            "ipmi_sim",
+            "-c",
+            lan,
+            "-f",
+            emulation,
+            "-s",
+            state,
+            "-n",
+            "-p",
+        ]
+        return self.process(command, ready), port
+
     def log(self) -> Log:
         """A new log in the test's folder."""
         return Log(self.folder)
 
-    def port(self, url: str, log: Log | None = None, *, holder: str = "this test") -> Port:
+    def port(self, url: str | Line, log: Log | None = None, *, holder: str = "this test") -> Port:
         """An open port that is connected."""
         port = self.unconnected(url, log, holder=holder)
         wait_for("the connection", lambda: port.connected, DEADLINE, interval=0.005)
         return port
 
-    def unconnected(self, url: str, log: Log | None = None, *, holder: str = "this test") -> Port:
+    def unconnected(
+        self, url: str | Line, log: Log | None = None, *, holder: str = "this test"
+    ) -> Port:
         """A port that has only begun to connect."""
-        port = Port(Line(url), log or self.log(), locks=self.folder / "locks", holder=holder)
+        line = Line(url) if isinstance(url, str) else url
+        port = Port(line, log or self.log(), locks=self.folder / "locks", holder=holder)
         self.stack.callback(port.close)
         return port
 
