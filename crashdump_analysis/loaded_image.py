@@ -74,7 +74,7 @@ class LoadedImage:
         self.verified = found is None
         return found
 
-    @cached_property
+    @property
     def _identity_in_dump(self) -> PdbIdentity | None:
         return self.in_dump.pdb if self.in_dump else None
 
@@ -103,6 +103,11 @@ class LoadedImage:
         return "unknown" if self.timestamp is None else f"{self.timestamp:08X}{self.module.size:x}"
 
     # What unwinding and naming ask.
+
+    @property
+    def unwind_verified(self) -> bool:
+        """Whether the unwind data in use is known to be of this image."""
+        return self.verified or self.unwind_source != "pdb"
 
     def read(self, rva: int, size: int) -> bytes | None:
         """`size` bytes at an offset from the base that nobody writes to; None where none has it."""

@@ -97,7 +97,7 @@ class _Walker:
             reason = f"{caller.rip:x}, found at {caller.rsp - 8:x}, is no return address"
             return self._without_data(frame, reason)
         found = self._images.at(frame.lookup_address)
-        guessing = guessing or (found is not None and not found[0].verified)
+        guessing = guessing or (found is not None and not found[0].unwind_verified)
         return Frame(caller, step.trapped, step.trap_frame, guess=guessing)
 
     def _without_data(self, frame: Frame, reason: str) -> Frame | None:

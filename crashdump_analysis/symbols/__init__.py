@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable, Iterable
 from os import PathLike
+from os.path import isfile
 from pathlib import Path
 
 from crashdump_analysis.errors import DumpError
@@ -86,7 +87,7 @@ class Symbols:
         for folder in self._path.folders:
             for name in dict.fromkeys((*names, *map(str.lower, names))):
                 path = folder / f"{Path(name).stem}.pdb"
-                if not Wanted(path.name, "", str).allowed or not path.is_file():
+                if not Wanted(path.name, "", str).allowed or not isfile(path):
                     continue
                 try:
                     pdb = open_pdb(path)
@@ -120,8 +121,15 @@ class Symbols:
             for problem in problems:
                 self.warn(problem)
             if path is not None:
-                return open_image(path)
+                return self._open_image(path)
         return None
+
+    def _open_image(self, path: Path) -> Image | None:
+        try:
+            return open_image(path)
+        except DumpError as error:  # it was there when it was found
+            self.warn(str(error))
+            return None
 
     def lookup(self, identity: PdbIdentity, rva: int) -> list[SourceFrame]:
         """The functions at an offset from an image's base, inlined ones before their callers.

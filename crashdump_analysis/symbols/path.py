@@ -110,7 +110,7 @@ class SymbolPath:
     # Reading a path.
 
     def _element(self, element: str | os.PathLike[str]) -> Iterator[Chain]:
-        if not isinstance(element, str) or Path(element).is_dir():
+        if not isinstance(element, str) or os.path.isdir(element):
             yield self._folder(Path(element))
             return
         cache: list[Folder | Server] = []
@@ -134,12 +134,12 @@ class SymbolPath:
                 )
 
     def _folder(self, path: Path) -> Chain:
-        if not path.is_dir():
+        if not os.path.isdir(path):
             self.problems.append(f"symbol folder {path} is not there")
         return [Folder(path)]
 
     def _store(self, place: str) -> Store:
-        if sys.platform != "win32" and _OF_WINDOWS.match(place) and not Path(place).is_dir():
+        if sys.platform != "win32" and _OF_WINDOWS.match(place) and not os.path.isdir(place):
             self.problems.append(f"{place} in the symbol path is a path of Windows; not used here")
             place = ""
         return Store(Path(place) if place else default_cache())

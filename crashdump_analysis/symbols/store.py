@@ -21,6 +21,7 @@ POINTER: Final = "file.ptr"
 MAX_POINTER: Final = 4096
 """Bytes of a file.ptr."""
 
+_LONGEST_NAME = 200  # bytes: with a key before it, what a file system takes
 _NOT_IN_NAMES = frozenset('/\\:*?"<>|')
 
 
@@ -39,7 +40,8 @@ class Wanted:
     def allowed(self) -> bool:
         """Whether the name, which comes out of a dump, can only be that of a file in a folder."""
         bad = any(one in _NOT_IN_NAMES or not one.isprintable() for one in self.name)
-        return not bad and bool(self.name.strip(". ")) and len(self.name) <= 255
+        size = len(self.name.encode("utf-8", "replace"))
+        return not bad and bool(self.name.strip(". ")) and size <= _LONGEST_NAME
 
     @property
     def compressed_name(self) -> str:
@@ -89,7 +91,7 @@ class Folder:
         """The file, checked; None where it is not here."""
         for path in (*self._stored(wanted, problems), *self._flat(wanted)):
             try:
-                if not path.is_file():
+                if not os.path.isfile(path):
                     continue
                 reason = wanted.check(path)
             except OSError as error:
@@ -100,10 +102,10 @@ class Folder:
         return None
 
     def _stored(self, wanted: Wanted, problems: Problems) -> Iterator[Path]:
-        two_tier = (self.path / TWO_TIER_MARK).is_file()
+        two_tier = os.path.isfile(self.path / TWO_TIER_MARK)
         for one in _spellings(wanted):
             folder = self.path / place_in_store(one, two_tier=two_tier)
-            if not folder.is_dir():
+            if not os.path.isdir(folder):  # which raises nothing, whatever the name
                 continue
             yield folder / one.name
             with suppress(OSError):
@@ -113,7 +115,7 @@ class Folder:
                     problems.not_found.append(f"{folder / POINTER} says: {message}")
                 elif place:
                     yield Path(place)
-            if (folder / one.compressed_name).is_file():
+            if os.path.isfile(folder / one.compressed_name):
                 problems.not_found.append(
                     f"{folder / one.compressed_name} is compressed (a cabinet), which is not "
                     f"supported: expand it to {one.name} beside it"
@@ -138,7 +140,7 @@ class Store(Folder):
 
         Any number of processes may do so at once: the file appears whole or not at all.
         """
-        two_tier = (self.path / TWO_TIER_MARK).is_file()
+        two_tier = os.path.isfile(self.path / TWO_TIER_MARK)
         target = self.path / place_in_store(wanted, two_tier=two_tier) / wanted.name
         part = ""
         try:
@@ -152,7 +154,7 @@ class Store(Folder):
             if part:
                 with suppress(OSError):
                     os.unlink(part)
-            if target.is_file() and not wanted.check(target):
+            if os.path.isfile(target) and not wanted.check(target):
                 return target  # another process has it open, which Windows does not replace
             problems.always.append(f"{wanted.name} cannot be kept in {self.path}: {error.strerror}")
             return None

@@ -305,6 +305,20 @@ def test_without_a_timestamp_no_image_is_looked_for(tmp_path: Path) -> None:
     assert Symbols([tmp_path]).image(module, timestamp) is not None
 
 
+def test_a_file_that_is_gone_again(tmp_path: Path) -> None:
+    module, timestamp = sensor_module()
+    image, path = put(tmp_path, "sensor.sys", SYS), SymbolPath([tmp_path])
+    pdb = put(tmp_path, "sensor.pdb")
+    assert Symbols(path).image(module, timestamp) is not None
+    assert Symbols(path).pdb(identity()) is not None
+    image.unlink()
+    pdb.unlink()
+    symbols = Symbols(path)
+    assert symbols.image(module, timestamp) is None
+    assert symbols.pdb(identity()) is None
+    assert [str(tmp_path) in one for one in symbols.warnings] == [True, True]
+
+
 @pytest.mark.parametrize("name", ["ntoskrnl.exe", "ntkrnlmp.exe"])
 def test_the_kernels_two_names(tmp_path: Path, name: str) -> None:
     module, timestamp = sensor_module("nt", "ntoskrnl.exe")
@@ -329,7 +343,10 @@ def test_an_unverified_pdb_needs_name_and_size(tmp_path: Path) -> None:
     assert Symbols([f"srv*{store}", store]).unverified_pdb(module) is None
 
 
-@pytest.mark.parametrize("name", ["../../etc/passwd", "..", "", "a/b", "a\\b", "a\0b", "c:x", "a*"])
+@pytest.mark.parametrize(
+    "name",
+    ["../../etc/passwd", "..", "", "a/b", "a\\b", "a\0b", "c:x", "a*", "x" * 300, "\u4e00" * 250],
+)
 def test_names_out_of_a_dump_lead_nowhere_else(tmp_path: Path, name: str) -> None:
     asked: list[Path] = []
 
@@ -340,6 +357,16 @@ def test_names_out_of_a_dump_lead_nowhere_else(tmp_path: Path, name: str) -> Non
     path = SymbolPath([tmp_path, f"srv*{tmp_path}*http://localhost:9"])
     assert path.find(Wanted(name, "0", check)) == (None, [])
     assert asked == []
+
+
+def test_long_names_and_paths_are_nothing_special(tmp_path: Path) -> None:
+    """Longer than file systems take: nothing is there, and nothing is raised."""
+    module, timestamp = sensor_module(image="\u4e00" * 250 + ".sys")
+    for element in (str(tmp_path), "x" * 5000, f"srv*{'y' * 5000}", "a\0b"):
+        symbols = Symbols([element])
+        assert symbols.image(module, timestamp) is None
+        assert symbols.unverified_pdb(module) is None
+        assert symbols.pdb(identity()) is None
 
 
 # Caches that cannot be written
