@@ -50,7 +50,8 @@ def _by_evidence(
     module = evidence.module or ""
     for index in range(start, len(stack)):
         frame = stack[index]
-        if frame.module == module and owners.rank(module, frame.function) is not None:
+        ignored = owners.rank(module, frame.function) is None
+        if frame.module == module and not ignored and not evidence.elsewhere:
             break
     else:
         index = -1

@@ -38,7 +38,7 @@ _FAST_FAIL: Final = {  # names of winnt.h, less FAST_FAIL_; as buckets have them
 _WITH_SUBCODE = frozenset(
     {0x19, 0x1A, 0x9F, 0xA0, 0xC2, 0xC4, 0xC9, 0xCA, 0xE6, 0x10D, 0x119, 0x13A, 0x144}
 )
-_IN_LOWER_CASE = frozenset({0xC4, 0x13A})  # as published; the others are in capitals
+_IN_LOWER_CASE = frozenset({0x1A, 0xC4, 0x13A})  # as published; the others are in capitals
 _OF_VERIFIER = frozenset({0xC1, 0xC4, 0xC6, 0xC9, 0xCC, 0xCD, 0xD5, 0xD6, 0xE6})
 _VERIFIER_FRAMES = ("verifierext!", "nt!Vf", "nt!Verifier", "nt!ViErrorReport")
 _HARDWARE = 0x124

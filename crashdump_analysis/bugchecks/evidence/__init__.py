@@ -23,9 +23,10 @@ class Evidence:
     """What was found.
 
     words: what was seen, a sentence each. module: who that names, if anybody, with the reason and
-    how sure it is; image: its file's name. no_culprit: why nobody is at fault. at_most, doubt: how
-    sure the stack can be at most, and why, where the stack decides. detail: what WinDbg puts behind
-    the code in the bucket; bucket: the whole bucket where it has no module.
+    how sure it is; elsewhere: the stack is another's, and a frame of that module on it is chance.
+    no_culprit: why nobody is at fault. at_most, doubt: how sure the stack can be at most, and why,
+    where the stack decides. detail, image: what WinDbg puts into the bucket behind the code, and
+    behind IMAGE; bucket: the whole bucket where it has neither.
     """
 
     words: tuple[str, ...] = ()
@@ -33,6 +34,7 @@ class Evidence:
     image: str = ""
     reason: str = ""
     confidence: Confidence = "medium"
+    elsewhere: bool = False
     no_culprit: str = ""
     at_most: Confidence = "high"
     doubt: str = ""

@@ -22,4 +22,5 @@ def evidence(crash: Crash, description: Description) -> Evidence | None:
         module.image,
         f"{module.name} is the display driver that did not answer in time",
         "high",
+        elsewhere=True,
     )

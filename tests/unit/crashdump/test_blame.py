@@ -166,6 +166,8 @@ def test_evidence_decides_before_the_stack_or_makes_it_less_sure() -> None:
     assert (culprit.module, culprit.function, frame) == ("absent", None, None)
     own = Evidence(module="sensor")
     assert blame(stack, 0, read_owners(), evidence=own)[0].function == "Run"
+    elsewhere = Evidence(module="sensor", elsewhere=True)
+    assert blame(stack, 0, read_owners(), evidence=elsewhere)[1] is None
     doubtful = Evidence(("seen",), at_most="low", doubt="perhaps not")
     culprit, _ = blame(stack, 0, read_owners(), evidence=doubtful)
     assert (culprit.module, culprit.confidence) == ("sensor", "low")
@@ -210,6 +212,7 @@ PUBLISHED = {
     "AV_fileinfo!FIPfFileFSOpPostCreate": "b4048e5d-9388-9a34-9958-ec36d87bbe12",
     "0xCA_13_nt!PiDmaGuardProcessPreStart": "b367b2d8-0cc5-f3e0-e733-3787841dcdd2",
     "0x5A_c0000428_IMAGE_filecrypt.sys": "35f25777-b01e-70a1-c502-f690dab6cb3a",
+    "0x116_IMAGE_nvlddmkm.sys": "c89bfe8c-ed39-f658-ef27-f2898997fdbd",
     "LKD_0x117_IMAGE_igdkmd64.sys": "df5cc292-6e03-34f8-7849-e22c43f13df4",
     "0x124_16_GenuineIntel__UNKNOWN_IMAGE_GenuineIntel.sys": "37af9407-4a3e-0b08-acdd-dadffdc34c3c",
     "AV_nt!KiDeferredReadySingleThread": "626f59d5-90cc-ab48-85f0-60e170096c96",
@@ -319,6 +322,12 @@ def test_heads_of_buckets(
             *(0x4A, 1, ["nt!KiSystemServiceExitPico"], {"process": "notmyfault64.exe"}),
             "RAISED_IRQL_FAULT_notmyfault64.e_nt!KiSystemServiceExitPico",
         ),
+        (
+            *(0x9F, 3, []),
+            {"evidence": Evidence(module="usbccgp", image="UsbHub3.sys", detail="usbccgp")},
+            "0x9F_3_usbccgp_IMAGE_UsbHub3.sys",
+        ),
+        (0x116, 1, [], {"evidence": Evidence(module="nv", image="nv.sys")}, "0x116_IMAGE_nv.sys"),
         (
             *(0x141, 1, [], {"live": True, "evidence": Evidence(module="nvlddmkm")}),
             "LKD_0x141_IMAGE_nvlddmkm",

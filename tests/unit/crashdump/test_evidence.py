@@ -85,11 +85,12 @@ def test_a_blocked_power_request_is_the_fault_of_who_has_it(tmp_path: Path) -> N
     found = reported(machine, tmp_path)
     assert (found.culprit.module, found.culprit.confidence) == ("victim", "high")
     assert f"the IRP {IRP:x} is with the device {DEVICE:x}" in found.culprit.evidence[0]
-    # It is on this stack, too, which is chance: another stack has no frame of it.
+    # It is on this stack, too, which is chance.
+    assert (found.context.frame, found.bucket.id) == (0, "0x9F_3_victim_IMAGE_bus.sys")
     put_irp(machine, DEVICE + 0x200)
     found = reported(machine, tmp_path)
     assert (found.culprit.module, found.culprit.function) == ("filter", None)
-    assert found.bucket.id == "0x9F_3_IMAGE_filter.sys"
+    assert found.bucket.id == "0x9F_3_filter_IMAGE_bus.sys"
     assert (found.bucket.family, found.bucket.basis) == ("filter by 0x9F (3)", "evidence")
 
 
@@ -101,6 +102,16 @@ def test_without_the_request_the_driver_above_the_bus_is_named(tmp_path: Path, b
     found = reported(machine, tmp_path).culprit
     assert (found.module, found.confidence) == ("victim", "medium")
     assert "from the bus up is bus < victim < filter" in found.evidence[0]
+
+
+def test_acpi_above_the_bus_is_not_the_devices_driver(tmp_path: Path) -> None:
+    machine = power_failure((3, PDO, 0, 0))
+    machine.modules[1:] = [
+        ("ACPI.sys" if base == DRIVER_BASE else name, base, size)
+        for name, base, size in machine.modules[1:]
+    ]
+    found = reported(machine, tmp_path)
+    assert found.bucket.id == "0x9F_3_filter_IMAGE_bus.sys"
 
 
 def test_a_stuck_device_that_is_not_in_the_dump_is_nobodys(tmp_path: Path) -> None:
