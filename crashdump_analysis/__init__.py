@@ -6,6 +6,7 @@ report = triage("MEMORY.DMP", symbols=["build/symbols"])
 
 from crashdump_analysis.dump.check import Completeness, State, check_dump
 from crashdump_analysis.dump.header import DumpHeader, read_header
+from crashdump_analysis.dump.source import dump_paths
 from crashdump_analysis.errors import DumpError
 from crashdump_analysis.report import Report
 from crashdump_analysis.triage import triage
@@ -17,6 +18,7 @@ __all__ = [
     "Report",
     "State",
     "check_dump",
+    "dump_paths",
     "read_header",
     "triage",
 ]
