@@ -51,6 +51,16 @@ class Crash:
     modules: Modules = field(default_factory=Modules)
     unloaded: Sequence[UnloadedDriver] = ()
 
+    @property
+    def went_on(self) -> bool:
+        """Whether no bug check was entered: the stack is there, and what lies on it is another's.
+
+        False where that cannot be seen, as on ARM64, which has no home space.
+        """
+        on_x64 = self.registers.integer[RBP] is not None
+        stack = self.memory.read(self.registers.rsp + 8, 0x28)
+        return on_x64 and stack is not None and self.raw_parameter(0) is None
+
     def raw_parameter(self, number: int) -> int | None:
         """A parameter as KeBugCheckEx was called with it, from its home space on the stack.
 

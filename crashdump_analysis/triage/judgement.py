@@ -78,7 +78,7 @@ def judge(
         stack=stack,
         frame=frame,
         evidence=evidence,
-        live=description.live and crash.raw_parameter(0) is None,
+        live=description.live and (crash.went_on or "LIVE" in description.name),
         image=module.image if module else "",
         process=process,
         vendor=vendor,

@@ -189,8 +189,13 @@ def test_a_live_dump_is_told_by_what_is_not_on_its_stack(tmp_path: Path) -> None
     """Its registers are not those at KeBugCheckEx, whose home space holds the bug check."""
     machine = crashed_machine(0x141, (0, BUS_BASE + 0x1234, 0, 0))
     machine.load("display.sys", BUS_BASE, pe_image())
+    assert not reported(machine, tmp_path).bucket.id.startswith("LKD")
     machine.write_u64(machine.registers["rsp"] + 8, 0)
     assert reported(machine, tmp_path).bucket.id == "LKD_0x141_IMAGE_display.sys"
+    machine.registers["rsp"] = 0xFFFFAB00_11110000  # a stack that is not in the dump
+    assert reported(machine, tmp_path).bucket.id == "0x141_IMAGE_display.sys"
+    machine.code = 0x1A5  # ..._LIVEDUMP: of these nobody dies
+    assert reported(machine, tmp_path).bucket.id.startswith("LKD_0x1A5")
 
 
 def test_a_drivers_own_bug_check_is_its_callers(tmp_path: Path) -> None:
