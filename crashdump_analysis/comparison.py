@@ -85,7 +85,7 @@ class Difference:
 class Comparison:
     """What came of comparing the reports of `portable` and `pykd`.
 
-    frames: how many frames were compared, from the first on, inlined functions not counted. limit:
+    frames: how many frames were compared, inlined functions not counted. limit:
     in words, why not all of them; empty where they were. failure: in words, why nothing was
     compared; empty where it was.
     """
@@ -100,6 +100,13 @@ def compare(portable: Report, pykd: Report, inlined_at: InlinedAt) -> Comparison
     """Compares two reports of one dump."""
     ours, theirs = _physical(portable.stack), _physical(pykd.stack)
     frames, limit = _comparable(ours, theirs)
+    begin = ""
+    faults = [_from_the_fault(portable), _from_the_fault(pykd)]
+    if all(faults) and _place(ours[0]) != _place(theirs[0]):
+        # Where the registers of the bug check are missing, a stack can begin at the fault only.
+        ours, theirs = faults
+        frames, limit = _comparable(ours, theirs)
+        begin = "frames are compared from the fault on, where one of the stacks begins"
     return Comparison(
         (
             *_facts(portable, pykd),
@@ -110,7 +117,7 @@ def compare(portable: Report, pykd: Report, inlined_at: InlinedAt) -> Comparison
             *(() if limit else _culprits(portable, pykd)),
         ),
         min(frames, len(ours), len(theirs)),
-        limit,
+        "; ".join(one for one in (begin, limit) if one),
     )
 
 
@@ -197,6 +204,17 @@ def _physical(stack: Sequence[StackFrame]) -> list[_Physical]:
     return [_Physical(group[-1], group[:-1]) for group in whole]
 
 
+def _from_the_fault(report: Report) -> list[_Physical]:
+    """The frames from that of the fault on; none where there is no fault."""
+    if report.context.instruction is None:
+        return []
+    return _physical(report.stack[report.context.frame :])
+
+
+def _place(one: _Physical) -> str:
+    return f"{one.frame.instruction:x} at {one.frame.stack_pointer:x}"
+
+
 def _comparable(ours: Sequence[_Physical], theirs: Sequence[_Physical]) -> tuple[int, str]:
     """How many frames from the first on can be compared, and why not all."""
     for number, (mine, other) in enumerate(zip_longest(ours, theirs)):
@@ -215,9 +233,7 @@ def _stacks(
 ) -> Iterator[Difference]:
     for number, (mine, other) in enumerate(zip(ours, theirs, strict=False)):
         place = f"frame {number}"
-        places = [
-            f"{one.frame.instruction:x} at {one.frame.stack_pointer:x}" for one in (mine, other)
-        ]
+        places = [_place(mine), _place(other)]
         if places[0] != places[1]:
             # What lies behind it is another stack; one difference says so.
             yield Difference(DifferenceKind.FRAME, place, *places)

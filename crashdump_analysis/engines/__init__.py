@@ -27,7 +27,8 @@ class System(TypedDict):
 class Module(TypedDict):
     """A loaded or unloaded image: address and size in bytes; PE timestamp and checksum.
 
-    `mapped_image` is the image file whose contents the engine uses; empty where it has none.
+    `loaded_image` is the path of the image file whose contents the engine uses; where it has none,
+    the image's name as the dump has it, or nothing.
     """
 
     name: str
@@ -40,7 +41,7 @@ class Module(TypedDict):
     symbols: str
     symbols_mismatch: bool
     symbol_file: str
-    mapped_image: str
+    loaded_image: str
     flags: int
 
 
@@ -121,7 +122,7 @@ class Place(TypedDict):
     symbols: str
     symbols_mismatch: bool
     symbol_file: str
-    mapped_image: str
+    loaded_image: str
 
 
 class EngineError(Exception):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ntpath
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -212,6 +213,11 @@ def _plain_file(path: str, contents: DumpFormat) -> Iterator[str]:
             for start in range(0, len(data), _COPIED):
                 out.write(data[start : start + _COPIED])
         yield str(file)
+
+
+def _has_image(place: Place) -> bool:
+    """Whether the engine has found the image's file: it then gives a path with a drive or host."""
+    return bool(re.match(r"[A-Za-z]:[\\/]|\\\\", place["loaded_image"]))
 
 
 def _without_servers(symbol_path: str) -> str:
@@ -435,10 +441,12 @@ class _PykdAnalysis(Analysis):
         marked = []
         certain = True
         for number, (frame, place) in enumerate(zip(frames, places, strict=True)):
+            # What unwinding leads to is code of a module.
+            certain = certain and (number == 0 or frame.trapped or place["module"] is not None)
             marked.append(replace(frame, guess=not certain))
             certain = certain and (
                 (number == 0 and entered)
-                or bool(place["mapped_image"])
+                or _has_image(place)
                 or self._has_unwind_data(frame.lookup_address)
             )
         return marked
@@ -482,7 +490,7 @@ class _PykdAnalysis(Analysis):
         if place["symbols"] in ("none", "export", "deferred"):
             return False  # exports alone mislead
         # Without the image the engine takes a PDB by its file name alone.
-        checked = place["mapped_image"] or self.images.of(module).in_dump is not None
+        checked = _has_image(place) or self.images.of(module).in_dump is not None
         if place["symbols_mismatch"] or not checked:
             self.warnings.append(
                 f"{module.name}: the engine's symbols are left out: they "

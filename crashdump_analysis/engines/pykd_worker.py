@@ -505,12 +505,12 @@ class Engine:
         return self._symbols_of(parameters, index.value)
 
     def _symbols_of(self, module: _ModuleParameters, index: int) -> dict[str, Any]:
-        # Which name: SYMBOL_FILE 3, MAPPED_IMAGE 4.
+        # Which name: SYMBOL_FILE 3, LOADED_IMAGE 2.
         return {
             "symbols": _SYMBOL_TYPES[min(module.SymbolType, len(_SYMBOL_TYPES) - 1)],
             "symbols_mismatch": bool(module.Flags & _DEBUG_MODULE_SYM_BAD_CHECKSUM),
             "symbol_file": self._module_name(3, index),
-            "mapped_image": self._module_name(4, index),
+            "loaded_image": self._module_name(2, index),
         }
 
     def command(self, text: str) -> dict[str, Any]:

@@ -6,7 +6,6 @@ accepted these tests are skipped.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -144,7 +143,10 @@ def test_a_complete_dump(
 
 
 def test_a_triage_dump_of_microsofts_making(crash_of: CrashFactory, tmp_path: Path) -> None:
-    """With the images at hand both know all of its stack; without them two frames, or one."""
+    """With images at hand both know the sensor's part of the stack; without them one frame.
+
+    Of the kernel's image this engine cannot unwind: it calls it partial.
+    """
     path, variant = tmp_path / "mini.dmp", "a-o2"
     engine = judge()
     engine.open(crash_of("killer", variant).dump, symbols=[BUILT, built(variant)])
@@ -153,7 +155,9 @@ def test_a_triage_dump_of_microsofts_making(crash_of: CrashFactory, tmp_path: Pa
     comparison = report.comparison
     assert report.dump.type == 4
     assert comparison is not None
-    assert (comparison.differences, comparison.limit) == ((), "")
+    assert comparison.differences == ()
+    assert "from the fault on" in comparison.limit
+    assert comparison.frames > len(KINDS["killer"].frames)
     sensor = [one.function for one in report.stack if one.module == "sensor"]
     assert sensor == list(KINDS["killer"].frames)
     with both.Engine(EngineOptions()) as bare:
@@ -161,23 +165,6 @@ def test_a_triage_dump_of_microsofts_making(crash_of: CrashFactory, tmp_path: Pa
     assert comparison is not None
     assert comparison.differences == ()
     assert "frame 0 are compared" in comparison.limit
-
-
-def test_a_pdb_found_by_its_name_alone_gives_no_names(
-    crash_of: CrashFactory, tmp_path: Path
-) -> None:
-    """In a triage dump without the image the engine takes whatever is called so."""
-    path, wrong = tmp_path / "mini.dmp", tmp_path / "wrong"
-    engine = judge()
-    engine.open(crash_of("killer", "a-o2").dump)
-    engine.command(f".dump /m {windows_path(path)}")
-    wrong.mkdir()
-    shutil.copy(built("b-o2") / "sensor.pdb", wrong)
-    with pykd.Engine(EngineOptions(symbols=(str(wrong),))) as asked:
-        report = answered(asked, path)
-    assert report.culprit.module == "sensor"
-    assert report.culprit.function is None
-    assert any("found by their name alone" in one for one in report.warnings)
 
 
 def test_a_triage_dump_that_only_the_portable_engine_takes(

@@ -31,7 +31,7 @@ for line in sys.stdin:
         answer = {{"result": {{"data": [None] * len(parameters["ranges"])}}}}
     elif method == "lookup":
         place = dict.fromkeys(("module", "function", "displacement", "file", "line"))
-        place.update(symbols="none", symbols_mismatch=False, symbol_file="", mapped_image="")
+        place.update(symbols="none", symbols_mismatch=False, symbol_file="", loaded_image="")
         answer = {{"result": {{"places": [place] * len(parameters["addresses"])}}}}
     elif method == "command":
         text = "The call to LoadLibrary(ext) failed, Win32 error 0n2"

@@ -40,7 +40,7 @@ def module(name: str, image: str, base: int, size: int) -> dict[str, object]:
     return {
         **{"name": name, "image": image, "base": base, "size": size, "timestamp": TIMESTAMP},
         **{"checksum": 0, "unloaded": False, "symbols": "pdb", "symbols_mismatch": False},
-        **{"symbol_file": f"C:\\symbols\\{name}.pdb", "mapped_image": image, "flags": 0},
+        **{"symbol_file": f"C:\\symbols\\{name}.pdb", "loaded_image": image, "flags": 0},
     }
 
 
@@ -90,7 +90,7 @@ def test_pykds_answer_becomes_the_same_report(
     dump: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     symbols = {"symbols_mismatch": False, "symbol_file": "C:\\symbols\\victim.pdb"}
-    symbols["mapped_image"] = "victim.sys"
+    symbols["loaded_image"] = "C:\\symbols\\victim.sys"
     names = {"module": "victim", "function": "Fault", "displacement": 15, "file": "C:\\v.c"}
     places = [
         # Of a kernel without symbols the engine knows exports, none of which is the function.
@@ -121,6 +121,25 @@ def test_pykds_answer_becomes_the_same_report(
     assert "a warning of the engine's" in report["warnings"]
     assert any("no !analyze" in one for one in report["warnings"])
     assert report["analyze"] is None
+
+
+def test_a_pdb_that_was_found_by_its_name_alone_names_nothing(
+    dump: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a triage dump without the image the engine takes whatever is called so."""
+    place = {
+        **{"module": "victim", "function": "Wrong", "displacement": 1, "file": "x.c", "line": 1},
+        **{"symbols": "pdb", "symbols_mismatch": False, "symbol_file": "C:\\victim.pdb"},
+        "loaded_image": "victim.sys",
+    }
+    answers = {"open": OPENED, "report": {"result": REPORT}}
+    fake_engine.install(
+        tmp_path, monkeypatch, **answers, lookup={"result": {"places": [place, place]}}
+    )
+    _, (report,), _ = run(capsys, dump, "--json", "--engine", "pykd")
+    assert [one["function"] for one in report["stack"]] == [None, None]
+    assert report["modules"][1]["symbols"] is None
+    assert any("found by their name alone" in one for one in report["warnings"])
 
 
 def test_analyze_is_taken_in_where_the_host_has_it(

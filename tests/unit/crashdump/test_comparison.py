@@ -189,6 +189,21 @@ def test_frames_are_compared_up_to_the_first_guess(report: Report, who: str) -> 
     assert ("portable" in found.limit) == (who == "ours")
 
 
+def test_a_stack_that_begins_at_the_fault_is_compared_from_there(report: Report) -> None:
+    """As in small dumps of other makers, which lack the registers of the bug check."""
+    context = replace(report.context, frame=0)
+    from_fault = replace(report, stack=report.stack[report.context.frame :], context=context)
+    assert len(from_fault.stack) == 3
+    for pair in ((report, from_fault), (from_fault, report)):
+        found = compare(*pair, inlined_at)
+        assert found.differences == ()
+        assert found.frames == 3
+        assert "from the fault on" in found.limit
+    other = frame(1, line=8)(from_fault)
+    kinds = [one.kind for one in compare(report, other, inlined_at).differences]
+    assert kinds == [DifferenceKind.LINE]
+
+
 def test_the_first_frame_that_differs_ends_the_comparison_of_stacks(report: Report) -> None:
     other = frame(1, instruction=1)(frame(3, function="Other")(report))
     kinds = [one.kind for one in compare(report, other, inlined_at).differences]
