@@ -60,8 +60,10 @@ def console(options: argparse.Namespace, say: Say) -> int:
                     image = lab.images.image(name, tell)
                     scenario = Scenario(kind="content")
                     with Run(lab, held, image, scenario, purpose=purpose, say=tell) as run:
-                        run.machine.start(hold_restart=False)
                         machine = run.machine
+                        machine.start(hold_restart=False)
+                        if not sys.stdin.isatty():
+                            machine.wait_for_agent()  # before that SAC may not listen
                         log = machine.watch_console().log
                         return _converse(log, machine.type_on_console, tell)
                 with _port(lab, slot.name) as port:
