@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from fixtures.power_bench import Mode, PowerBench
-from lab.power.base import PowerState
+from lab.power.base import PowerState, Witness
 from lab.power.devices import open_device
 from tests.integration.power.snmpd import (
     AUTH_KEY,
@@ -65,6 +65,46 @@ class EmulatedPdu(PowerBench):
 
     def truth(self) -> PowerState:
         return PowerState.ON if self.pdu.is_on(self.place) else PowerState.OFF
+
+
+FENCE_TIMING = {
+    "answer_seconds": 6,
+    "attempts": 1,
+    "deadline_seconds": 3,
+    "poll_seconds": 0.1,
+    "steady_readings": 2,
+    "pause_seconds": 0.2,
+}
+
+
+def fence_table(port: int, community: str = "community", **more: Any) -> dict[str, Any]:
+    """[power.bench] of the exec backend over fence-agents, as docs/power.md has it."""
+    return {
+        "backend": "exec",
+        "status": "fence_apc_snmp",
+        "on": "fence_apc_snmp",
+        "off": "fence_apc_snmp",
+        "status_exit_codes": [0, 2],
+        "on_pattern": "Status: ON",
+        "off_pattern": "Status: OFF",
+        "input": f"ip=127.0.0.1\nipport={port}\nsnmp_version=2c\npower_timeout=2\n"
+        f"community=${{secret:{community}}}\nplug={{outlet}}\naction={{action}}\n",
+        "timing": FENCE_TIMING,
+        **more,
+    }
+
+
+class FencedPdu(EmulatedPdu):
+    """The exec backend over fence-agents, which do not tell a locked outlet from no effect."""
+
+    modes = EmulatedPdu.modes - {"locked"}
+
+    def __init__(self, pdu: SnmpPdu) -> None:
+        super().__init__(pdu, fence_table(pdu.port), "machine-3")
+        next_place = pdu.places[OUTLET]
+        self.others = [
+            Witness("machine 4", lambda: PowerState("on" if pdu.is_on(next_place) else "off"))
+        ]
 
 
 def snmp_table(pdu: SnmpPdu, version: str = "2c", **more: Any) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class SnmpPdu:
         self._facts = FACTS[family]
         self._system: str = self._facts["product"]["oid"]
         self._folder = Path(tempfile.mkdtemp(prefix="pdu-"))
-        self.port = _free_port()
+        self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._told = Folder(self._folder)
 
@@ -224,7 +224,8 @@ def _root(facts: dict[str, Any]) -> str:
     return ".".join(parts[0] for parts in shared)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A UDP port of 127.0.0.1 that nobody has."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
