@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 
 from crashdump_analysis.engines import EngineError
 from crashdump_analysis.engines.analysis_host import AnalysisHost
 from crashdump_analysis.engines.pykd import pykd_host
 from lab.config import ENVIRONMENT_VARIABLE, FILE_NAME, load_config
-from lab.lab import Say
 from lab.outcome import InfrastructureError
+
+Say = Callable[[str], None]  # lab.lab has it too, with what triage alone does not need
 
 
 class PykdError(InfrastructureError):
