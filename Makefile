@@ -51,6 +51,7 @@ lint: $(ENVIRONMENT) ## ruff and mypy --strict
 bench: $(ENVIRONMENT) machine-packages ## ratios against bare QEMU, bare virsh, other readers of dumps, to docs/benchmarks.md
 	$(PYTHON) -m benchmarks.boot
 	$(PYTHON) -m benchmarks.lab
+	$(PYTHON) -m benchmarks.console
 	$(PYTHON) -m benchmarks.triage
 
 fuzz: $(ENVIRONMENT) ## coverage-guided fuzzing of triage for FUZZ_MINUTES (30), one core

@@ -81,7 +81,7 @@ class Machine:
     """What stands at the other end of a serial line: a pseudo-terminal's master."""
 
     def __init__(self) -> None:
-        self._master, slave = os.openpty()
+        self.master, slave = os.openpty()
         tty.setraw(slave)
         self.device = Path(os.ttyname(slave))
         self._slave = slave  # kept open, so that what is said is not lost while nobody listens
@@ -89,7 +89,7 @@ class Machine:
     def say(self, data: bytes) -> None:
         """Sends bytes."""
         while data:
-            data = data[os.write(self._master, data) :]
+            data = data[os.write(self.master, data) :]
 
     def hear(self, length: int) -> bytes:
         """Waits for bytes that were typed."""
@@ -97,8 +97,8 @@ class Machine:
 
         def enough() -> bool:
             nonlocal heard
-            if select.select([self._master], [], [], 0)[0]:
-                heard += os.read(self._master, 65536)
+            if select.select([self.master], [], [], 0)[0]:
+                heard += os.read(self.master, 65536)
             return len(heard) >= length
 
         wait_for(f"{length} typed bytes", enough, DEADLINE, interval=0.005)
@@ -106,7 +106,7 @@ class Machine:
 
     def close(self) -> None:
         """Takes it away, as an adapter that is pulled out."""
-        for file in (self._master, self._slave):
+        for file in (self.master, self._slave):
             with suppress(OSError):
                 os.close(file)
 
