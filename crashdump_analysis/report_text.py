@@ -99,6 +99,7 @@ def _processor(report: Report) -> Iterator[str]:
                 if text is not None
             )
             yield f"  {kind:7} {address:016x}  {known}".rstrip()
+    yield from (f"  ({source})" for source in one.sources)
     yield ""
 
 

@@ -31,6 +31,7 @@ _MAX_BLOCKS: Final = 1 << 16
 _MAX_STACK: Final = 1 << 20  # bytes
 _DRIVER_ENTRY: Final = 0x90
 _ENTRY = 8  # of KLDR_DATA_TABLE_ENTRY in a driver entry
+_BASE = 0x30  # of the image's address in that
 _MAX_NAME: Final = 512  # characters
 _MAX_COPY: Final = 0x10000  # bytes: sizes of structures are 16 bits wide
 _UNLOADED_SIZE: Final = 8 + 50 * 0x38
@@ -152,10 +153,15 @@ class TriageDump(DumpFormat):
         count = min(self._driver_count, MAX_MODULES)
         table = self.data[self._drivers : self._drivers + _DRIVER_ENTRY * count]
         modules: list[Module] = []
+        block = self.debugger_data
+        kernel = int.from_bytes(block[0x18:0x20], "little") if block[0x10:0x14] == b"KDBG" else 0
         for at in range(0, len(table) - _DRIVER_ENTRY + 1, _DRIVER_ENTRY):
             (name,) = struct.unpack_from("<I", table, at)
-            path = self._text(name)
-            module = module_of_entry(table, at + _ENTRY, path, kernel=not modules, timestamped=True)
+            (base,) = struct.unpack_from("<Q", table, at + _ENTRY + _BASE)
+            is_kernel = base == kernel if kernel else not modules
+            module = module_of_entry(
+                table, at + _ENTRY, self._text(name), kernel=is_kernel, timestamped=True
+            )
             if module is None:
                 self.warnings.append(f"entry {at // _DRIVER_ENTRY} of the drivers is no image")
             else:

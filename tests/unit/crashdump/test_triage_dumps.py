@@ -351,6 +351,20 @@ def test_counts_beyond_the_file_are_told(tmp_path: Path) -> None:
     assert any("modules are read" in one for one in report.warnings)
 
 
+def test_the_kernel_is_known_by_its_base(tmp_path: Path) -> None:
+    machine = crashed_machine()
+    whole = TriageDump(machine)
+    data = bytearray(whole.write())
+    first = int.from_bytes(data[0x2030:0x2034], "little")
+    data[first : first + 0x120] = data[first + 0x90 : first + 0x120] + data[first : first + 0x90]
+    path = tmp_path / "mini.dmp"
+    path.write_bytes(data)
+    assert [one.name for one in triage(path).modules] == ["victim", "nt"]
+    struct.pack_into("<I", data, 0x2074, 0)  # without debugger data the first is taken for it
+    path.write_bytes(data)
+    assert [one.name for one in triage(path).modules] == ["nt", "ntoskrnl"]
+
+
 def test_a_module_with_a_hostile_name(tmp_path: Path) -> None:
     machine = crashed_machine()
     machine.modules.append(("\x1b[2J\u202e.sys", DRIVER_BASE + 0x100000, 0x1000))
