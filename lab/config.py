@@ -23,11 +23,9 @@ from images.contract import CATALOG, CatalogEntry, ContractError, load_catalog
 from lab.console.settings import ConsoleSettings
 from lab.outcome import LabError
 from lab.power.devices import problems as power_problems
+from lab.settings_file import ENVIRONMENT_VARIABLE, FILE_NAME
 from lab.toml import Section, line_of, load_toml
 
-FILE_NAME = "lab.toml"
-ENVIRONMENT_VARIABLE = "LAB_TOML"
-"""Names the file where none is given and the current folder has no lab.toml."""
 SECRET_PREFIX = "LAB_SECRET_"  # noqa: S105 - the start of a variable's name
 OUTPUT = "OUTPUT.qcow2"
 """Stands in a build command for the disk it makes."""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 
 from crashdump_analysis.engines import EngineError
 from crashdump_analysis.engines.analysis_host import AnalysisHost
 from crashdump_analysis.engines.pykd import pykd_host
-from lab.config import ENVIRONMENT_VARIABLE, FILE_NAME, load_config
 from lab.outcome import InfrastructureError
+from lab.settings_file import is_named
 
 Say = Callable[[str], None]  # lab.lab has it too, with what triage alone does not need
 
@@ -22,8 +21,10 @@ class PykdError(InfrastructureError):
 
 def analysis_host() -> AnalysisHost | None:
     """The analysis host of lab.toml; None without a lab.toml, or where it names none."""
-    if not os.path.exists(FILE_NAME) and ENVIRONMENT_VARIABLE not in os.environ:
+    if not is_named():
         return None
+    from lab.config import load_config  # noqa: PLC0415 - takes longer than a dump
+
     return load_config().analysis_host()
 
 
