@@ -144,10 +144,13 @@ class Symbols:
     ) -> list[SourceFrame]:
         """As `lookup`, in an open PDB. function_start: as for `Pdb.lookup`."""
         try:
-            return pdb.lookup(rva, function_start)
+            found = pdb.lookup(rva, function_start)
         except PdbError as error:
             self.warn(str(error))
             return []
+        if pdb.trouble:
+            self.warn(pdb.trouble)
+        return found
 
     def used(self, identity: PdbIdentity) -> Path | None:
         """The PDB that lookups in an image were answered from."""

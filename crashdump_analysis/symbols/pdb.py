@@ -45,6 +45,8 @@ class Pdb:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.file = PdbFile(path)
+        self.trouble = ""
+        """Why symbolic, where it is installed, could not read the PDB; our own reader then does."""
 
     @property
     def guid(self) -> uuid.UUID:
@@ -91,7 +93,7 @@ class Pdb:
 
     @cached_property
     def _symcache(self) -> Any:
-        """symbolic's index of the PDB; None where symbolic is not installed."""
+        """symbolic's index of the PDB; None where it is not installed or cannot read it."""
         if without_symbolic():
             return None
         # Imported when first needed: it takes longer than a triage without it.
@@ -99,9 +101,11 @@ class Pdb:
         try:
             for pdb in symbolic.Archive.open(str(self.path)).iter_objects():
                 return pdb.make_symcache()
+            reason = "no debug information"
         except (symbolic.SymbolicError, ValueError) as error:
-            raise PdbError(f"{self.path} cannot be read: {error}") from error
-        raise PdbError(f"{self.path} holds no debug information")
+            reason = str(error)
+        self.trouble = f"{self.path}: symbolic finds {reason}; files and lines are missing"
+        return None
 
 
 def without_symbolic() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import uuid
 from pathlib import Path
 
 import pefile
@@ -12,6 +13,7 @@ import pytest
 from crashdump_analysis.image import PdbIdentity, image_in_file
 from crashdump_analysis.symbols import SourceFrame, Symbols
 from crashdump_analysis.symbols.pdb import bare_name
+from tests.support.pdbs import Symbol, pdb
 from tests.support.sensor import VARIANTS, built, source_function
 from tests.support.symbols import places
 
@@ -147,6 +149,18 @@ def test_a_damaged_pdb(tmp_path: Path) -> None:
 def test_a_name_out_of_a_dump_leads_nowhere_else(tmp_path: Path, name: str) -> None:
     which = PdbIdentity(name, identity("a-o2").guid, 1)
     assert Symbols([tmp_path]).lookup(which, 0x1000) == []
+
+
+def test_what_symbolic_cannot_read_our_own_reader_does(tmp_path: Path) -> None:
+    """A PDB with functions, and without the streams of types that symbolic wants."""
+    path = tmp_path / "victim.pdb"
+    path.write_bytes(pdb(b"G" * 16, symbols=[Symbol(1, 0x10, "Fault", size=0x20)]))
+    symbols = Symbols([tmp_path])
+    found = symbols.pdb(PdbIdentity(path.name, uuid.UUID(bytes_le=b"G" * 16), 1))
+    assert found is not None
+    assert [one.function for one in symbols.functions(found, 0x1018)] == ["Fault"]
+    (warning,) = symbols.warnings
+    assert "victim.pdb: symbolic finds" in warning
 
 
 def test_without_symbolic_functions_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
