@@ -13,8 +13,9 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from crashdump_analysis.engines.wine_setup import environment, find_wine
@@ -83,12 +84,17 @@ class WindowsPython:
                 with zipfile.ZipFile(one) as files:
                     files.extractall(self._packages)  # noqa: S202 - wheels
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Runs Python with the arguments."""
-        return self._wine(str(self._python / "python.exe"), *arguments)
+    def run(
+        self, *arguments: str, variables: Mapping[str, str] = MappingProxyType({})
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs Python with the arguments, and these environment variables besides."""
+        return self._wine(str(self._python / "python.exe"), *arguments, variables=variables)
 
     def _wine(
-        self, *command: str, overrides: str = "mscoree,mshtml=;winemenubuilder.exe="
+        self,
+        *command: str,
+        overrides: str = "mscoree,mshtml=;winemenubuilder.exe=",
+        variables: Mapping[str, str] = MappingProxyType({}),
     ) -> subprocess.CompletedProcess[str]:
         # With a file instead of a pipe for output, CPython does not start under Wine 8.
         return subprocess.run(
@@ -96,7 +102,7 @@ class WindowsPython:
             capture_output=True,
             text=True,
             timeout=300,
-            env={**environment(self._folder, overrides), "PYTHONUTF8": "1"},
+            env={**environment(self._folder, overrides), "PYTHONUTF8": "1", **variables},
             cwd=self._folder,
         )
 
