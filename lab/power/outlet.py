@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from lab.power.base import (
@@ -147,8 +148,11 @@ class Outlet:
             before = self._ask(place)
             tries = 0
             # A witness alone is never enough to give no order: a hung machine is silent, too.
-            if not (self.device.reads_back and self._is_already(place, wanted, before)):
+            is_already = before is wanted and self.device.reads_back
+            if not (is_already and self._settles(place, wanted, _Readings([before]), 0)):
                 tries = self._order(place, wanted)
+            elif self._contradicted(wanted):
+                raise self._not_the_machine(wanted)
             return PowerResult(
                 "on" if wanted is ON else "off",
                 wanted,
@@ -170,18 +174,21 @@ class Outlet:
                 self.device.order(place, wanted)
             except UnreachableError as error:  # the order may have been taken all the same
                 readings.order_trouble = error
-            stands = self._settles(place, wanted, readings)
+            stands = self._settles(place, wanted, readings, self.timing.deadline_seconds)
             if stands and not self._contradicted(wanted):
                 self._refuse_wrong(place, wanted, others, own_stands=True)
                 return number
             self._refuse_wrong(place, wanted, others, own_stands=False)
-            if stands and self._witness is not None:
-                raise NoEffectError(
-                    f"{self.name} reads {wanted}, and {self._witness.name} says the machine is"
-                    f" still {self._witness.ask()}: look whether it has a second power supply, and"
-                    " whether this outlet is the machine's"
-                )
+            if stands:
+                raise self._not_the_machine(wanted)
         raise self._why_not(wanted, readings)
+
+    def _not_the_machine(self, wanted: PowerState) -> NoEffectError:
+        assert self._witness is not None  # who contradicted
+        return NoEffectError(
+            f"{self.name} reads {wanted}, and {self._witness.name} says that the machine is not:"
+            " look whether it has a second power supply, and whether this outlet is the machine's"
+        )
 
     def _why_not(self, wanted: PowerState, readings: _Readings) -> PowerError:
         waited = f"{self.timing.deadline_seconds:g} s after the last of {self.timing.orders} orders"
@@ -226,21 +233,14 @@ class Outlet:
         assert self._witness is not None  # else it had been refused
         return self._witness.ask()
 
-    def _is_already(self, place: str, wanted: PowerState, first: PowerState) -> bool:
-        readings = _Readings([first])
-        if first is not wanted:
-            return False
-        return self._settles(place, wanted, readings, give_up_early=True)
+    def _settles(self, place: str, wanted: PowerState, readings: _Readings, seconds: float) -> bool:
+        """Reads until `wanted` stands (True), or until anything else is read after `seconds`.
 
-    def _settles(
-        self, place: str, wanted: PowerState, readings: _Readings, *, give_up_early: bool = False
-    ) -> bool:
-        """Reads until `wanted` stands (True) or the deadline is over.
-
-        give_up_early: or until it is read as anything else.
+        What got there just in time is still asked whether it stays.
         """
         timing = self.timing
         due = time.monotonic() + (timing.poll_seconds if readings.states else 0)
+        end = time.monotonic() + seconds
 
         def finished() -> bool:
             nonlocal due
@@ -252,13 +252,16 @@ class Outlet:
             except UnreachableError as error:
                 readings.trouble = error
             due = time.monotonic() + timing.poll_seconds
-            differs = give_up_early and (readings.trouble or readings.states[-1] is not wanted)
-            return bool(differs) or readings.stand(wanted, timing.steady_readings)
+            if readings.stand(wanted, timing.steady_readings):
+                return True
+            is_wanted = readings.trouble is None and readings.states[-1] is wanted
+            return time.monotonic() >= end and not is_wanted
 
-        try:
-            SignalLog().wait(f"{self.name} to be {wanted}", finished, timing.deadline_seconds)
-        except DeadlineError:
-            return False
+        # Each reading ends by itself: readings of `wanted` are few, and others come to an end.
+        reading = timing.poll_seconds + timing.answer_seconds * (timing.attempts + 2)
+        longest = seconds + (timing.steady_readings + 1) * reading
+        with suppress(DeadlineError):
+            SignalLog().wait(f"{self.name} to be {wanted}", finished, longest)
         return readings.stand(wanted, timing.steady_readings)
 
     # Witnesses

@@ -107,6 +107,14 @@ def test_a_machine_that_stays_on_makes_off_a_failure() -> None:
     assert outlet.on().confirmed_by == ("BMC of m2",)
 
 
+def test_an_outlet_that_was_off_already_and_a_machine_that_is_on_do_not_belong_together() -> None:
+    relays = Relays({"1": "m1", "2": "m2"})
+    relays.states["1"] = OFF
+    with pytest.raises(NoEffectError, match="whether this outlet is the machine's"):
+        Outlet(relays, "1", free, witness=relays.witness("m2")).off()
+    assert relays.orders == 0
+
+
 def test_another_machine_that_goes_off_is_the_wrong_outlet() -> None:
     relays = Relays({"1": "m2", "2": "m1"})  # cables swapped
     outlet = Outlet(relays, "1", free, witness=relays.witness("m1"), others=[relays.witness("m2")])
