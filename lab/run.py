@@ -229,6 +229,9 @@ class Run:
     def _failed(self, what: str, error: BaseException, before_the_candidate: bool) -> Outcome:
         error = self._hang_behind(error)
         outcome, reason = outcome_of(error), str(error)
+        if isinstance(error, HungError) and self._was_unheard():
+            outcome = Outcome.INFRASTRUCTURE
+            reason += "; its hypervisor's daemon was away in this boot, and the silence may be its"
         crashed = self.machine.crash_signalled(self.machine.boot) and not self._evidence_is_taken()
         trouble: EvidenceError | None = None
         try:
@@ -237,7 +240,7 @@ class Run:
                 # An NMI that we sent makes a hung machine crash; it hung all the same.
                 crashed |= bool(crash and crash.bug_check) and not isinstance(error, HungError)
                 if crash is not None:
-                    reason = crash.summary if crashed else f"{error}; {crash.summary}"
+                    reason = crash.summary if crashed else f"{reason}; {crash.summary}"
         except EvidenceError as lost:
             trouble = lost
         finally:  # at Ctrl-C, too
@@ -252,6 +255,10 @@ class Run:
                 f"evidence of boot {self.machine.boot}", trouble.outcome, str(trouble)
             )
         return outcome
+
+    def _was_unheard(self) -> bool:
+        """Whether the channel to this boot broke: then silence is no proof of a hang."""
+        return bool(self.machine.signals.of(SignalKind.RECONNECTED, boot=self.machine.boot))
 
     def _hang_behind(self, error: BaseException) -> BaseException:
         """A machine that is on and no longer answers hangs, whoever noticed and however."""

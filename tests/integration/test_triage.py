@@ -586,7 +586,12 @@ def test_a_hypervisors_dump_of_a_hung_machine(
     domain.wait_for_agent(contract.deadlines.boot_to_agent)
     load_content(domain, "hang")
     wait_for("silence", lambda: not domain.agent_answers(), contract.deadlines.boot_to_agent)
-    report = triage(domain.dump_memory("win-dmp"), symbols=[BUILT, built("a-o2")])
+
+    def reported_in_the_sensor() -> Report | None:  # and not in the clock's interrupt
+        report = triage(domain.dump_memory("win-dmp"), symbols=[BUILT, built("a-o2")])
+        return report if report.stack[0].module == "sensor" else None
+
+    report = wait_for("the sensor's loop", reported_in_the_sensor, contract.deadlines.boot_to_agent)
     assert (report.dump.type, report.bug_check.name) == (1, "LIVE_SYSTEM_DUMP")
     assert report.culprit.module is None
     functions = [one.function for one in report.stack if one.module == "sensor"]

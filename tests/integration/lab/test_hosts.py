@@ -91,6 +91,17 @@ def test_libvirtd_that_is_killed_once_comes_back(own_lab: TestLab, sensor_file: 
     assert machines_of(own_lab.folder) == []
 
 
+def test_a_hang_after_libvirtd_was_away_is_no_proof(own_lab: TestLab, sensor_file: Path) -> None:
+    """Its silence may be that of the channel, which broke; the dump is taken all the same."""
+    with LiveCommand(own_lab.run_command(sensor_file, "benign", "hang")) as run:
+        run.wait_for("copying C-00000291-00000035.sys")
+        (daemon,) = libvirtds_of(run.process.pid)
+        os.kill(daemon, signal.SIGKILL)
+        assert run.end() == Verdict.INCONCLUSIVE.exit_code, run.output
+    record = own_lab.record()
+    assert record.outcome is Outcome.INFRASTRUCTURE
+
+
 @pytest.mark.parametrize(
     ("content", "moment", "verdict"),
     [
