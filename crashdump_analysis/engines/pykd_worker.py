@@ -867,11 +867,6 @@ def _find_engine() -> str:
     )  # fmt: skip
 
 
-def _own_hash() -> str:
-    with open(__file__, "rb") as file:
-        return hashlib.sha256(file.read()).hexdigest()
-
-
 def _answer(engine: Engine, request: Any) -> dict[str, Any]:
     """Runs one request; the answer without its id."""
     methods: dict[str, Callable[..., dict[str, Any]]] = {
@@ -933,7 +928,6 @@ def main() -> int:
                 "protocol": PROTOCOL,
                 "engine": {"name": "dbgeng", "version": engine.version},
                 "python": sys.version.split()[0],
-                "sha256": _own_hash(),
             }
         }
     )
