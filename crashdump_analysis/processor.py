@@ -20,6 +20,7 @@ from typing import Final
 from crashdump_analysis.addresses import KERNEL_SPACE
 from crashdump_analysis.debugger_data import DebuggerData
 from crashdump_analysis.dump.format import DumpFormat
+from crashdump_analysis.dump.header import MACHINE_X64
 from crashdump_analysis.memory import Memory
 from crashdump_analysis.registers import CONTEXT_RIP, CONTEXT_RSP
 from crashdump_analysis.report import Processor
@@ -59,7 +60,8 @@ def crashed_processor(
     irql = None
     special = debugger_data.offset(_SPECIAL_REGISTERS)
     # Zeros where nobody saved the registers are no IRQL: bit 10 of DR7 is set in any processor.
-    if special and (_number(block, special + _DR7) or 0) & 1 << 10:
+    saved = special is not None and (_number(block, special + _DR7) or 0) & 1 << 10
+    if special and saved and contents.header.machine == MACHINE_X64:
         irql = _number(block, special + _CR8)
     thread = _pointer(block, debugger_data.offset(_CURRENT_THREAD))
     return _with_process(
