@@ -22,6 +22,7 @@ from crashdump_analysis.engines.analysis_host import AnalysisHost
 from images.contract import CATALOG, CatalogEntry, ContractError, load_catalog
 from lab.console.settings import ConsoleSettings
 from lab.outcome import LabError
+from lab.power.devices import outlet_of
 from lab.power.devices import problems as power_problems
 from lab.settings_file import ENVIRONMENT_VARIABLE, FILE_NAME
 from lab.toml import Section, line_of, load_toml
@@ -412,7 +413,9 @@ def _power_problems(
         yield key, "expected a count of 1 beside power: an outlet is one machine's"
     if device not in settings.power:
         yield key, f"there is no [power.{device}]{_nearest(device, settings.power)}"
-    elif not (outlet or settings.power[device].get("outlet")):
+        return
+    table = settings.power[device]
+    if not outlet and not any(power_problems(table)) and outlet_of(table) is None:
         yield key, f'expected "{device}:OUTLET", or an outlet in [power.{device}]'
 
 

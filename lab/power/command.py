@@ -10,6 +10,7 @@ from contextlib import ExitStack, closing, contextmanager
 from lab.config import Config, ConfigError, load_config
 from lab.lab import Lab, Say
 from lab.leases import Lease
+from lab.power.devices import outlet_of
 from lab.power.outlet import Outlet
 from lab.power.wiring import open_power, owners, wire_of
 from lab.record import new_run_id
@@ -62,10 +63,10 @@ def _target(config: Config, target: str, outlet: str | None) -> tuple[str, str]:
         raise ConfigError(
             f"{config.file}: {target!r} is neither a machine nor a [power.NAME]; known: {known}"
         )
-    chosen = outlet or table.get("outlet")
+    chosen = outlet or outlet_of(table)
     if chosen is None:
         raise ConfigError(f"{config.file}: which outlet of {target}? lab power ... {target} OUTLET")
-    return target, str(chosen)
+    return target, chosen
 
 
 def _confirm(leases: list[Lease], action: str) -> None:

@@ -74,3 +74,14 @@ def open_device(name: str, table: Mapping[str, Any], secrets: Secrets) -> PowerD
     """The device of a [power.NAME] table. Raises NoBackendError, or pydantic's ValidationError."""
     device = device_class(str(table.get("backend")))
     return device(name, device.Settings.model_validate(dict(table)), secrets)
+
+
+def outlet_of(table: Mapping[str, Any]) -> str | None:
+    """The outlet of a [power.NAME] table where none is named beside it: the table's own.
+
+    A backend that has one only gives its name as the setting's default.
+    """
+    given = table.get("outlet")
+    if given is None:
+        given = device_class(str(table.get("backend"))).Settings.model_fields["outlet"].default
+    return None if given is None else str(given)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from lab.config import Config, ConfigError
 from lab.power.base import PowerDevice, Witness
-from lab.power.devices import open_device
+from lab.power.devices import open_device, outlet_of
 from lab.power.outlet import Outlet
 
 
@@ -25,7 +25,7 @@ def wire_of(config: Config, machine: str) -> tuple[str, str] | None:
     if power is None:
         return None
     device, _, outlet = power.partition(":")
-    return device, outlet or str(config.settings.power[device]["outlet"])
+    return device, outlet or str(outlet_of(config.settings.power[device]))
 
 
 def machine_outlet(
