@@ -248,15 +248,13 @@ class _SshChannel:
         except (OSError, asyncssh.Error) as error:
             raise self._gone(error) from None
         if not line.endswith(b"\n"):
-            if await self._connection_is_lost():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._process.wait_closed(), 2)
+            # The host tells how a program ended, as long as it can be heard.
+            if self._process.exit_status is None and self._process.exit_signal is None:
                 raise self._gone("it does not answer any more")
             raise EOFError
         return bytes(line)
-
-    async def _connection_is_lost(self) -> bool:
-        """Whether the end of the worker's output was the connection's end."""
-        assert self._connection is not None
-        return self._connection.is_closed()
 
     def _gone(self, error: object) -> EngineError:
         return EngineError(
