@@ -56,7 +56,8 @@ class Machine:
         """Each time the guest's clock was set: boot, what it said before, what it was set to."""
         self.clock_offset: timedelta | None = None
         """The guest's clock less the host's, when the agent last came up; None if never."""
-        self._console_at_boot = {0: 0}
+        has_console = "console-log" in backend.features
+        self._console_at_boot = {0: backend.console().size if has_console else 0}
 
     @property
     def name(self) -> str:
@@ -201,12 +202,12 @@ class Machine:
         return self._call("screenshot", self._backend.screenshot)
 
     def console_log(self) -> Path:
-        """The console's bytes since the first power-on: a file that grows."""
+        """A file that grows with the console's bytes; a port's is older than the run."""
         self.require("console-log")
         return self._backend.console_log()
 
     def console_bytes(self, boot: int = 0) -> bytes:
-        """What the console has said since the lab gave this boot; 0: since the first power-on."""
+        """What the console has said since the lab gave this boot; 0: since the run began."""
         log = self.console_log()
         start = max((at for number, at in self._console_at_boot.items() if number <= boot))
         return log.read_bytes()[start:] if log.exists() else b""

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from lab.commands import image_name
-from lab.config import load_config
+from lab.config import Slot, load_config
 from lab.console.log import FollowedLog, Log
 from lab.console.port import Port
-from lab.console.settings import open_port
+from lab.console.settings import log_folder, open_port
 from lab.lab import Lab, Say
 from lab.leases import Holding
 from lab.outcome import LabError
@@ -77,7 +77,7 @@ def console(options: argparse.Namespace, say: Say) -> int:
             (one for one in lab.leases.holdings() if one.slot == slot.name and one.alive), None
         )
         if holding is not None:
-            return _watch_holder(lab, holding, tell)
+            return _watch_holder(lab, slot, holding, tell)
         if slot.console is None:
             raise LabError(
                 f"{slot.name} is off: nobody holds it. `lab console {slot.name} --type` boots it;"
@@ -97,9 +97,15 @@ def _port(lab: Lab, slot: str) -> Port:
     )
 
 
-def _watch_holder(lab: Lab, holding: Holding, tell: Say) -> int:
-    """Shows the log that a machine's holder writes, from its beginning to the end of the lease."""
-    folder = lab.runs / holding.run_id
+def _watch_holder(lab: Lab, slot: Slot, holding: Holding, tell: Say) -> int:
+    """Shows the log that a machine's holder writes, to the end of the lease.
+
+    A run's own log from its beginning; that of a port, which is older than the run, from now on.
+    """
+    log = FollowedLog(lab.runs / holding.run_id)
+    if slot.console is not None:
+        log = FollowedLog(log_folder(lab.config.store, slot.name))
+        log.look()
     tell(f"{holding}; watching its console, Ctrl-C ends it")
 
     looked, over = 0.0, False
@@ -113,7 +119,7 @@ def _watch_holder(lab: Lab, holding: Holding, tell: Say) -> int:
         over = not any(one.token == holding.token and one.alive for one in now)
         return over
 
-    return _watch(FollowedLog(folder), 0, ended, tell)
+    return _watch(log, log.size, ended, tell)
 
 
 def _watch(

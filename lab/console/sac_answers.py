@@ -17,19 +17,27 @@ PROMPT = re.compile(rb"!?SAC>")
 GARBAGE_SHARE = 0.25
 """Of bytes that no text has, from which on the speed is suspected."""
 _ESCAPES = re.compile(rb"\x1b(?:\[[0-9;?]*[A-Za-z@]|[()][A-Z0-9]|[=>])")
-_XML = re.compile(rb"(?:<\?xml[^>]*>\s*)?<(machine-info|channel-switch|BP)>.*?</\1>\s*", re.DOTALL)
-_EVENT = re.compile(rb"\r?\n?EVENT:[^\r\n]*(?:\r?\nChannel:[^\r\n]*)?\r?\n(?:SAC>)?")
-_CHANNEL = re.compile(r"^\s*(\d+)\s+\((\w*)\s*\)\s+(\S.*?)\s*$", re.MULTILINE)
-_ADDRESS = re.compile(
-    r"Net:\s*(\d+),\s*Ip=(\S+?)(?:\s+Subnet=(\S+))?(?:\s+Gateway=(\S+))?\s*$", re.MULTILINE
+_XML = re.compile(
+    rb"(?:<\?xml[^>]{0,64}>\s{0,8})?<(machine-info|channel-switch|BP)>.{0,2048}?</\1>\s{0,8}",
+    re.DOTALL,
 )
-_LABEL = re.compile(r"^\s*([A-Z][A-Za-z ]*?)\s*:\s*(.*?)\s*$", re.MULTILINE)
-_UP = re.compile(r"(\d+):(\d\d):(\d\d)")
-_PROCESS = re.compile(
-    r"^\s*\d+:\d\d:\d\d\.\d{3}\s+\d+:\d\d:\d\d\.\d{3}\s*(\d+)\s+\d+\s+\d+"
-    r"\s+(\d+)\s+(\d+)\s+(\d+)\s+(\d+)\s+(\S.*?)\s*$",
+_EVENT = re.compile(rb"\r?\n?EVENT:[^\r\n]{0,160}(?:\r?\nChannel:[^\r\n]{0,160})?\r?\n(?:SAC>)?")
+_CHANNEL = re.compile(r"^[ \t]*(\d{1,3})[ \t]+\((\w{0,8})[ \t]*\)[ \t]+(\S.*)$", re.MULTILINE)
+_ADDRESS = re.compile(
+    r"^[ \t]*Net:[ \t]*(\d{1,9}),[ \t]*Ip=(\S{1,64})(?:[ \t]+Subnet=(\S{1,64}))?"
+    r"(?:[ \t]+Gateway=(\S{1,64}))?[ \t]*$",
     re.MULTILINE,
 )
+_LABEL = re.compile(r"^[ \t]*([A-Z][A-Za-z ]{0,64}):(.*)$", re.MULTILINE)
+_UP = re.compile(r"(\d{1,9}):(\d\d):(\d\d)")
+_PROCESS = re.compile(
+    r"^[ \t]*\d{1,9}:\d\d:\d\d\.\d{3}[ \t]+\d{1,9}:\d\d:\d\d\.\d{3}[ \t]*(\d{1,12})"
+    r"[ \t]+\d+[ \t]+\d+[ \t]+(\d{1,3})[ \t]+(\d{1,9})[ \t]+(\d{1,9})[ \t]+(\d{1,9})"
+    r"[ \t]+(\S.*)$",
+    re.MULTILINE,
+)
+LONGEST_ANSWER = 65536
+"""Bytes; of a longer one the end is taken. No answer of SAC's comes near it."""
 
 
 class SacError(InfrastructureError):
@@ -105,7 +113,7 @@ def parse_addresses(answer: str) -> list[Address]:
 
 def parse_identity(answer: str) -> Identity:
     """The lines of `id`. Raises SacError where name, build or time since the boot are missing."""
-    labels = dict(_LABEL.findall(answer))
+    labels = {label.strip(): value.strip() for label, value in _LABEL.findall(answer)}
     lower = {label.lower(): value for label, value in labels.items()}
     name, build = lower.get("computer name"), lower.get("build number", "")
     up = _UP.fullmatch(lower.get("time since last reboot", ""))
@@ -123,7 +131,7 @@ def parse_identity(answer: str) -> Identity:
 def parse_processes(answer: str) -> list[Process]:
     """The lines of `t` in its short form. Raises SacError where there is none."""
     found = [
-        Process(int(pid), name, int(threads), int(handles), int(priority), int(working_set))
+        Process(int(pid), name.strip(), int(threads), int(handles), int(priority), int(working_set))
         for working_set, priority, handles, threads, pid, name in _PROCESS.findall(answer)
     ]
     if not found:
@@ -133,7 +141,7 @@ def parse_processes(answer: str) -> list[Process]:
 
 def parse_channels(answer: str) -> list[Channel]:
     """The lines of `ch`. Raises SacError where SAC itself is not among them."""
-    found = [Channel(int(n), name, status) for n, status, name in _CHANNEL.findall(answer)]
+    found = [Channel(int(n), name.strip(), status) for n, status, name in _CHANNEL.findall(answer)]
     if not any(channel.number == 0 for channel in found):
         raise SacError(f"`ch` was expected to list SAC itself; it answered {answer!r}")
     return found
@@ -141,6 +149,7 @@ def parse_channels(answer: str) -> list[Channel]:
 
 def plain(said: bytes) -> str:
     """Text as a person reads it: no escape sequences, XML, events, prompts, padding."""
+    said = said[-LONGEST_ANSWER:]
     for noise in (_ESCAPES, _XML, _EVENT, PROMPT):
         said = noise.sub(b"", said)
     lines = said.decode("utf-8", errors="replace").replace("\r\n", "\n").replace("\r", "\n")

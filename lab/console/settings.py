@@ -53,6 +53,11 @@ class ConsoleSettings(Section):
         )
 
 
+def log_folder(store: Path, machine: str) -> Path:
+    """Where the log of a machine's port lies, run after run."""
+    return store / FOLDER / machine
+
+
 def open_port(
     settings: ConsoleSettings,
     secrets: Callable[[str], SecretStr],
@@ -62,7 +67,7 @@ def open_port(
     holder: str,
 ) -> Port:
     """The console's port, with its log in store/consoles/MACHINE. Raises PortHeld, ConfigError."""
-    folder = store / FOLDER / machine
+    folder = log_folder(store, machine)
     folder.mkdir(parents=True, exist_ok=True)
     line = settings.line(secrets)
     return Port(line, Log(folder), locks=store / FOLDER / "locks", holder=holder)

@@ -13,7 +13,9 @@ from lab.console.log import Log
 from lab.signals import DeadlineError, SignalLog
 
 WINDOW = 1 << 20
-"""A match is looked for in the last so many bytes; what one watches for is shorter by far."""
+"""Bytes in which a match is looked for at first, and that an error keeps."""
+OVERLAP = 1 << 16
+"""Bytes that are looked at again with new ones: the longest match that may come in pieces."""
 SHOWN = 300
 """Bytes of the console that an error shows."""
 
@@ -74,15 +76,17 @@ class Watcher:
         """
         wanted = re.compile(pattern) if isinstance(pattern, bytes) else pattern
         start, seen = self.offset, -1
+        again = WINDOW
         match: re.Match[bytes] | None = None
 
         def came() -> bool:
-            nonlocal start, seen, match
+            nonlocal start, seen, again, match
             self.log.look()
-            if self.log.size == seen:
+            size = self.log.size
+            if size == seen:
                 return False
-            seen = self.log.size
-            start = max(self.offset, seen - WINDOW)
+            start = max(self.offset, (size if seen < 0 else seen) - again)
+            seen, again = size, OVERLAP
             match = wanted.search(self.log.read(start, seen))
             return match is not None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -98,3 +100,30 @@ def test_garbage_is_called_by_its_name() -> None:
     assert "is the speed (baud) right?" in described(bytes(range(128, 256)) * 2)
     assert "baud" not in described(capture("boot-2003"))
     assert described(b"") == "the console said nothing at all"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"<BP>" * 16384,
+        b"\n" * 65536,
+        b" " * 65535 + b"x",
+        b"Net: 1, Ip=" * 6000,
+        b"A" * 65536 + b":",
+        b"1" * 65536,
+        b"  0:00:00.000" * 5000,
+        b"\x1b[" * 32768,
+        bytes(range(256)) * 4096,
+        b"EVENT:" * 10000,
+    ],
+    ids=lambda said: repr(said[:12]),
+)
+def test_hostile_answers_take_no_time_and_raise_nothing_else(said: bytes) -> None:
+    began = time.monotonic()
+    text = plain(said)
+    for parse in (parse_addresses, parse_channels, parse_identity, parse_processes):
+        with suppress(SacError):
+            parse(text)
+    described(said)
+    stop_codes(said)
+    assert time.monotonic() - began < 5

@@ -106,10 +106,16 @@ def test_a_console_port_of_lab_toml(
     server.start()
     with LiveCommand(lab.command("console", "m1", "--type")) as typing:
         typing.wait_for(r"connected to socket://", DEADLINE)
-        assert typing.process.stdin is not None
-        typing.process.stdin.write("restart\n")
-        typing.process.stdin.close()
-        assert machine.hear(8) == b"restart\r"
-        assert typing.end(DEADLINE) == 0
+        with LiveCommand(lab.command("console", "m1")) as watching:
+            watching.wait_for("m1 is held by .* watching its console", DEADLINE)
+            assert typing.process.stdin is not None
+            typing.process.stdin.write("restart\n")
+            typing.process.stdin.close()
+            assert machine.hear(8) == b"restart\r"
+            machine.say(b"going down\r\n")
+            watching.wait_for("going down", DEADLINE)
+            assert typing.end(DEADLINE) == 0
+            assert watching.end(DEADLINE) == 0  # with the lease
+            assert "hello" not in watching.output
     log = tmp_path / "store/consoles/m1/console.log"
-    assert log.read_bytes() == b"hello\r\n"
+    assert log.read_bytes() == b"hello\r\ngoing down\r\n"
