@@ -9,12 +9,14 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["crashdump_analysis"]):
+    from crashdump_analysis.dump import unpack
     from fuzz.target import check
 from fuzz.mutate import mutated
 
 
 def main() -> None:
     """Fuzzes until libFuzzer ends the process."""
+    unpack.ANY_RATIO = 4 << 20  # type: ignore[misc]  # bombs would be most of the time
     memory = Path("/dev/shm")  # noqa: S108 - a name of our own is made below it
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
         place = Path(folder)

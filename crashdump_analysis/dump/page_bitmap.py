@@ -12,7 +12,7 @@ from crashdump_analysis.addresses import PAGE_SIZE, PhysicalAddress
 from crashdump_analysis.dump.header import HEADER_SIZE
 from crashdump_analysis.errors import DumpError
 
-_CHUNK = 512  # bytes that are counted at once
+_CHUNK = 2048  # bytes that are counted at once
 _MAX_PAGES = 1 << 34  # 64 TiB of physical addresses, more than x64 Windows supports
 
 

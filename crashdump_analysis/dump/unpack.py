@@ -8,7 +8,8 @@ more than any disk holds, so there are limits, and what is beyond them is refuse
   use takes a half of its size or less: 200 is a machine that uses 1 % of its memory.
 - `MAX_SIZE` is the memory of a large workstation. Who has a larger dump unpacks it by hand.
 
-Zeros are left out of the temporary file, as holes. An archive inside an archive is not looked into.
+What does not begin as a dump is unpacked no further. Zeros are left out of the temporary file, as
+holes. An archive inside an archive is not looked into.
 """
 
 from __future__ import annotations
@@ -36,8 +37,10 @@ Progress = Callable[[str], None]
 
 _CHUNK = 1 << 20
 _HOLE = bytes(1 << 16)  # zeros that are worth leaving out
+_ROOM = 16 << 20  # bytes between looks at how much room is left
 _SPARE = 64 << 20  # bytes of the temporary folder that are left to others
 _SECONDS = 2.0  # between words of progress
+_DUMP, _EMPTY = b"PAGE", bytes(4)  # how a dump begins, and one that was never written
 _MAX_WINDOW = 128 << 20  # of zstd, as its own program has it
 
 # A frame of zstd (RFC 8878) without checksum: one block, the last, of 16 times 0xA5.
@@ -75,6 +78,8 @@ def unpacked(
 ) -> Iterator[IO[bytes]]:
     """A temporary file with what the chunks are, for as long as the context lasts.
 
+    Of what does not begin as a dump it has only the beginning, which says what it is.
+
     where: the name of the source in errors. packed: its compressed size in bytes. size: the size
     that it says it has unpacked. Raises DumpError where the source is broken or over the limits,
     and OSError where the temporary folder has no room.
@@ -82,37 +87,46 @@ def unpacked(
     limit = min(MAX_SIZE, max(ANY_RATIO, MAX_RATIO * packed))
     if size is not None and size > limit:
         raise _too_large(where, packed, limit, f"{size}")
-    told = time.monotonic()
     with tempfile.TemporaryFile(prefix="bugcheck-lab-") as file:
         _check_room(where, size or 0)
-        done = 0
-        try:
-            for chunk in chunks:
-                done += len(chunk)
-                if done > limit:
-                    raise _too_large(where, packed, limit, "more")
-                _write(file, chunk)
-                if done // (16 * _CHUNK) > (done - len(chunk)) // (16 * _CHUNK):
-                    _check_room(where, 0)
-                if progress and time.monotonic() - told > _SECONDS:
-                    told = time.monotonic()
-                    of = f" of {size >> 20}" if size else ""
-                    progress(f"unpacking {where}: {done >> 20}{of} MiB")
-        except EOFError:
-            raise DumpError(
-                where, expected="the end of the compressed data", found="the end of the file"
-            ) from None
-        except BrokenStreamError as error:
-            raise DumpError(
-                where, expected=f"{error.kind} data", found=f"after {done} bytes: {error}"
-            ) from None
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise _no_room(where, done) from None
-            raise
-        file.truncate(done)
+        told = time.monotonic()
+        for done in _copied(chunks, file, where):
+            if done > limit:
+                raise _too_large(where, packed, limit, "more")
+            if progress and time.monotonic() - told > _SECONDS:
+                told = time.monotonic()
+                of = f" of {size >> 20}" if size else ""
+                progress(f"unpacking {where}: {done >> 20}{of} MiB")
         file.seek(0)
         yield file
+
+
+def _copied(chunks: Iterator[bytes], file: IO[bytes], where: str) -> Iterator[int]:
+    """Writes the chunks; gives again and again how many bytes were written."""
+    done, start = 0, b""
+    try:
+        for chunk in chunks:
+            _write(file, chunk)
+            done += len(chunk)
+            yield done
+            if done % _ROOM < len(chunk):
+                _check_room(where, 0)
+            start += chunk[: len(_DUMP) - len(start)]
+            if len(start) == len(_DUMP) and start not in (_DUMP, _EMPTY):
+                break  # whatever it is, its beginning is enough to say so
+        file.truncate(done)
+    except EOFError:
+        raise DumpError(
+            where, expected="the end of the compressed data", found="the end of the file"
+        ) from None
+    except BrokenStreamError as error:
+        raise DumpError(
+            where, expected=f"{error.kind} data", found=f"after {done} bytes: {error}"
+        ) from None
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise _no_room(where, done) from None
+        raise
 
 
 def _write(file: IO[bytes], chunk: bytes) -> None:

@@ -378,6 +378,16 @@ def test_zeros_take_no_room(tmp_path: Path, temporary: Path) -> None:
     assert time.monotonic() - began < 5
 
 
+def test_what_is_no_dump_is_not_unpacked(tmp_path: Path) -> None:
+    """A bomb of 200 MiB that begins as something else costs one piece of it."""
+    path = written(tmp_path, zstd(b"MZ" + bytes(200 << 20)))
+    began = time.process_time()
+    found = check_dump(path)
+    assert "a PE image" in found.words
+    assert found.size <= 1 << 20
+    assert time.process_time() - began < 0.5
+
+
 def open_files(folder: Path) -> Iterator[int]:
     """Descriptors of this process whose files lie, or lay, in a folder."""
     for link in Path("/proc/self/fd").iterdir():
