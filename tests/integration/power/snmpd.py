@@ -34,17 +34,22 @@ PREFIX = {1: "", 2: "1.", 3: "1.1."}
 
 
 class SnmpPdu:
-    """One PDU of a family on 127.0.0.1:`port`, all outlets on; a context manager.
+    """One PDU of a family on loopback, all outlets on; a context manager.
 
-    It speaks versions 1 and 2c (COMMUNITY), and 3 (USER, SHA and AES).
+    It speaks versions 1 and 2c (COMMUNITY), and 3 (USER, SHA and AES). host, port: for clients that
+    know port 161 only; a free port of 127.0.0.1 if not given.
     """
 
-    def __init__(self, family: str) -> None:
+    def __init__(
+        self, family: str, host: str = "127.0.0.1", port: int = 0, community: str = COMMUNITY
+    ) -> None:
         self.family = family
         self._facts = FACTS[family]
         self._system: str = self._facts["product"]["oid"]
         self._folder = Path(tempfile.mkdtemp(prefix="pdu-"))
-        self.port = free_port()
+        self.host = host
+        self.port = port or free_port()
+        self._community = community
         self._process: subprocess.Popen[bytes] | None = None
         self._told = Folder(self._folder)
 
@@ -67,8 +72,8 @@ class SnmpPdu:
         """Starts snmpd, and waits until net-snmp's own client has an answer."""
         (self._folder / "snmpd.conf").write_text(
             f"sysobjectid .{self._system}\n"
-            f"rwcommunity {COMMUNITY} 127.0.0.1\n"
-            f"rocommunity {READ_COMMUNITY} 127.0.0.1\n"
+            f"rwcommunity {self._community} 127.0.0.0/8\n"
+            f"rocommunity {READ_COMMUNITY} 127.0.0.0/8\n"
             f"createUser {USER} SHA {AUTH_KEY} AES {PRIV_KEY}\n"
             f"rwuser {USER} priv\n"
             f"pass_persist .{_root(self._facts)}"
@@ -82,7 +87,7 @@ class SnmpPdu:
         self._process = subprocess.Popen(
             [
                 *("snmpd", "-f", "-C", "-c", str(self._folder / "snmpd.conf")),
-                *("-Lf", str(self._folder / "log"), f"udp:127.0.0.1:{self.port}"),
+                *("-Lf", str(self._folder / "log"), f"udp:{self.host}:{self.port}"),
             ],
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -117,6 +122,11 @@ class SnmpPdu:
         self._restart()
         yield
         self._system = own
+        self._restart()
+
+    def change_community(self, community: str) -> None:
+        """Takes another one from now on; its state stays."""
+        self._community = community
         self._restart()
 
     @contextmanager
@@ -176,8 +186,8 @@ class SnmpPdu:
     def _answers(self) -> bool:
         assert self._process is not None
         assert self._process.poll() is None, (self._folder / "log").read_text()
-        command = ["snmpget", "-v1", "-c", COMMUNITY, "-t", "1", "-r", "0"]
-        asked = [*command, f"127.0.0.1:{self.port}", ".1.3.6.1.2.1.1.2.0"]
+        command = ["snmpget", "-v1", "-c", self._community, "-t", "1", "-r", "0"]
+        asked = [*command, f"{self.host}:{self.port}", ".1.3.6.1.2.1.1.2.0"]
         return subprocess.run(asked, capture_output=True).returncode == 0
 
     def _columns(self, places: list[str]) -> list[Column]:
