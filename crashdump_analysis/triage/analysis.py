@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import ClassVar
@@ -45,16 +45,18 @@ def triage(
     path: str | PathLike[str],
     symbols: SymbolPath | Iterable[str | PathLike[str]] = (),
     owners: Iterable[str | PathLike[str]] = (),
+    progress: Callable[[str], None] | None = None,
 ) -> Report:
     """Opens a kernel dump and reports on it.
 
-    symbols: folders with PDBs and images, or symbol paths as Windows' debuggers read
-    them; a SymbolPath made once serves many dumps. owners: files of owner rules,
-    read before those that come along. Raises DumpError where the file is no dump that is supported
-    or a rule is wrong, and OSError where a file cannot be read; what is missing inside a dump is a
-    warning in the report.
+    path: of a dump, plain or compressed, of a zip with one dump, or PATH!member (`dump_paths` names
+    them). symbols: folders with PDBs and images, or symbol paths as Windows' debuggers read them;
+    a SymbolPath made once serves many dumps. owners: files of owner rules, read before those that
+    come along. progress: is told of unpacking that takes more than 2 s. Raises DumpError where the
+    file is no dump that is supported or a rule is wrong, and OSError where a file cannot be read or
+    unpacked here; what is missing inside a dump is a warning in the report.
     """
-    with open_dump(path) as dump:
+    with open_dump(path, progress) as dump:
         return Analysis(dump, Symbols(symbols), owners_with(owners)).report()
 
 

@@ -348,6 +348,8 @@ def test_progress_is_told_of_what_takes_long(
     assert len(said) == 4
     assert check_dump(path, said.append).state is State.COMPLETE
     assert len(said) == 8
+    assert triage(path, progress=said.append).bug_check.code == 0xD1
+    assert len(said) == 12
 
 
 def no_space(*_: object, **__: object) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 import kdmp_parser
@@ -171,6 +172,20 @@ def test_check_says_complete_or_how_much_is_missing(tmp_path: Path, dump_type: i
     for size in (len(data) - 1, 0x2020, 0x2000, 0x1000):
         found = check_dump(written(tmp_path, data[:size]))
         assert found.state is State.TRUNCATED, hex(size)
+
+
+@with_pages
+def test_cut_anywhere_in_front_of_the_pages(tmp_path: Path, dump_type: int) -> None:
+    """What is in front of the pages must be whole; then even without pages there is a report."""
+    data = dump_of(crashed_machine(), dump_type)
+    reported = set()
+    for size in (*range(0x1FFC, 0x2100, 4), len(data) - PAGE):
+        path = written(tmp_path, data[:size])
+        with suppress(DumpError):
+            assert triage(path).bug_check.code == 0xD1
+            reported.add(size)
+    assert len(data) - PAGE in reported
+    assert min(reported) > 0x2030
 
 
 @pytest.mark.parametrize(
