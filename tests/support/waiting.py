@@ -13,7 +13,9 @@ class DeadlineError(AssertionError):
     """What was waited for did not happen in time."""
 
 
-def wait_for(what: str, condition: Callable[[], T], deadline: float, interval: float = 0.05) -> T:
+def wait_for(
+    what: str, condition: Callable[[], T | None], deadline: float, interval: float = 0.05
+) -> T:
     """Calls `condition` until it is truthy and returns its value.
 
     deadline: seconds from now; interval: seconds between calls. Raises DeadlineError naming
