@@ -87,6 +87,7 @@ def fence_table(port: int, community: str = "community", **more: Any) -> dict[st
         "status_exit_codes": [0, 2],
         "on_pattern": "Status: ON",
         "off_pattern": "Status: OFF",
+        "refused_pattern": "(?i)notWritable|noAccess|authorizationError",
         "input": f"ip=127.0.0.1\nipport={port}\nsnmp_version=2c\npower_timeout=2\n"
         f"community=${{secret:{community}}}\nplug={{outlet}}\naction={{action}}\n",
         "timing": FENCE_TIMING,
@@ -95,9 +96,7 @@ def fence_table(port: int, community: str = "community", **more: Any) -> dict[st
 
 
 class FencedPdu(EmulatedPdu):
-    """The exec backend over fence-agents, which do not tell a locked outlet from no effect."""
-
-    modes = EmulatedPdu.modes - {"locked"}
+    """The exec backend over fence-agents."""
 
     def __init__(self, pdu: SnmpPdu) -> None:
         super().__init__(pdu, fence_table(pdu.port), "machine-3")
