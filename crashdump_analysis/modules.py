@@ -158,8 +158,12 @@ def _unicode(memory: Memory, size: int, address: int) -> str:
 
 
 def printable(utf16: bytes) -> str:
-    """Text of a dump, with marks in place of what would disturb a terminal."""
-    text = utf16.decode("utf-16-le", "replace")
+    """UTF-16 of a dump as text, with marks in place of what would disturb a terminal."""
+    return printable_text(utf16.decode("utf-16-le", "replace"))
+
+
+def printable_text(text: str) -> str:
+    """One line of text, with marks in place of what would disturb a terminal."""
     if text.isprintable():
         return text
     return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from crashdump_analysis.modules import printable_text
+
 if TYPE_CHECKING:
     from crashdump_analysis.report import Report, StackFrame
 
@@ -32,20 +34,22 @@ _IRQL = {
 
 
 def as_text(report: Report) -> str:
-    """The whole report, lines of text."""
-    return "\n".join(
-        (
-            *_bug_check(report),
-            *_culprit(report),
-            *_processor(report),
-            *_context(report),
-            *_stack(report),
-            *_modules(report),
-            *_unloaded_drivers(report),
-            *_secondary_data(report),
-            *_comparison(report),
-            *_about(report),
-        )
+    """The whole report, lines of text; what a dump or a PDB says cannot steer the terminal."""
+    return "\n".join(map(printable_text, _lines(report)))
+
+
+def _lines(report: Report) -> Iterator[str]:
+    yield from (
+        *_bug_check(report),
+        *_culprit(report),
+        *_processor(report),
+        *_context(report),
+        *_stack(report),
+        *_modules(report),
+        *_unloaded_drivers(report),
+        *_secondary_data(report),
+        *_comparison(report),
+        *_about(report),
     )
 
 
@@ -199,7 +203,7 @@ def _comparison(report: Report) -> Iterator[str]:
     summary = f"{len(found_differences)} differences" if found_differences else "no difference"
     if report.comparison.failure:
         summary = f"not compared: {report.comparison.failure}"
-    yield f"PYKD     {summary} ({report.comparison.frames} frames compared)"
+    yield from _labelled("PYKD", f"{summary} ({report.comparison.frames} frames compared)")
     if report.comparison.limit:
         yield f"         {report.comparison.limit}"
     for one in found_differences:
@@ -220,4 +224,10 @@ def _about(report: Report) -> Iterator[str]:
     processors = f"{machine.processors} processor{'s' if machine.processors != 1 else ''}"
     yield f"MACHINE  {machine.architecture}, {processors}, build {machine.build}{lab}"
     for warning in report.warnings:
-        yield f"WARNING  {warning}"
+        yield from _labelled("WARNING", warning)
+
+
+def _labelled(label: str, text: str) -> Iterator[str]:
+    for line in text.splitlines():
+        yield f"{label:8} {line}"
+        label = ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import glob
+import io
 import json
 import os
 import sys
@@ -97,6 +98,8 @@ def main(
     analysis_host: gives the machine where Microsoft's engine is, None for this one.
     """
     given = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of any script, on any console
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with Progress() as progress:
             options = EngineOptions(

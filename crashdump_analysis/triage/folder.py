@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from crashdump_analysis.dump.zip_members import ZipDumps
 from crashdump_analysis.errors import DumpError
+from crashdump_analysis.modules import printable_text
 from crashdump_analysis.owners import owners_with
 from crashdump_analysis.report import Report
 from crashdump_analysis.symbols import SymbolPath
@@ -161,7 +162,7 @@ class Folder:
 
     def to_text(self) -> str:
         """A family a paragraph, the most frequent first; then the refused files."""
-        return "\n".join(self._lines())
+        return "\n".join(map(printable_text, self._lines()))
 
     def _lines(self) -> Iterator[str]:
         families = _counted(len(self.groups), "family", "families")
@@ -206,10 +207,10 @@ def dumps_in(folder: str | os.PathLike[str]) -> Iterator[str]:
     that cannot be read, are among them, so that somebody hears of them.
     """
     for path in sorted(Path(folder).rglob("*")):
-        if path.is_dir():
-            continue
         try:
-            yield from _dumps_of(path)
+            # A pipe or a device would be waited for; a link to nothing is told of.
+            if path.is_file() or not path.exists():
+                yield from _dumps_of(path)
         except (DumpError, OSError):
             yield str(path)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import struct
 import zipfile
 from datetime import UTC, datetime, timedelta
@@ -149,3 +150,10 @@ def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(DumpError, match="a folder of dumps"):
         triage_folder(tmp_path / "missing")
     assert triage_folder(tmp_path).to_text().endswith(": 0 dumps, 0 families")
+
+
+def test_pipes_are_not_waited_for_and_links_to_nothing_are_told(folder: Path) -> None:
+    os.mkfifo(folder / "pipe.dmp")
+    (folder / "gone.dmp").symlink_to("nowhere")
+    found = triage_folder(folder)
+    assert sorted(found.refused) == [f"{folder}/gone.dmp", f"{folder}/zero.dmp"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -142,6 +143,25 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert [one["culprit"]["module"] for one in lines] == ["victim", "victim"]
     assert main([str(tmp_path / "none.dmp")]) == 3
     assert "nothing there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_text_can_be_printed_anywhere_and_steers_no_terminal(tmp_path: Path, encoding: str) -> None:
+    folder = tmp_path / os.fsdecode(b"\xff\n")
+    folder.mkdir()
+    data = crashed_machine().dump()
+    assert data.count(b"amd64fre") == 1
+    (folder / "a.dmp").write_bytes(data.replace(b"amd64fre", b"\x1b[2J\r\n\xff\x07"))
+    for path, words in (folder / "a.dmp", b"CULPRIT  victim"), (folder, b"1 dump, 1 family"):
+        done = subprocess.run(
+            [sys.executable, "-m", "crashdump_analysis.triage", path],
+            capture_output=True,
+            check=True,
+            env={**os.environ, "PYTHONIOENCODING": f"{encoding}:strict"},
+        )
+        assert words in done.stdout
+        assert b"\x1b" not in done.stdout
+        assert done.stderr == b""
 
 
 def test_module_is_a_command_and_imports_nothing_heavy(tmp_path: Path) -> None:
