@@ -63,7 +63,8 @@ class ZipDumps:
             self._archive = zipfile.ZipFile(_BoundedReads(file))
         except (*_ZIP_ERRORS, EOFError) as error:
             raise DumpError(str(path), expected="a zip archive", found=str(error)) from None
-        self._members = [one for one in self._archive.infolist() if not one.is_dir()]
+        # Not is_dir(), which takes no member without a name.
+        self._members = [one for one in self._archive.infolist() if not one.filename.endswith("/")]
         self._size = file.seek(0, io.SEEK_END)
         together = sum(one.compress_size for one in self._members)
         if together > self._size:

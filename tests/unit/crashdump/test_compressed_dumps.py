@@ -318,6 +318,16 @@ def test_a_directory_behind_where_it_says(tmp_path: Path) -> None:
     assert "an offset of -100" in refusal(written(tmp_path, bytes(whole)))
 
 
+def test_a_member_without_a_name(tmp_path: Path) -> None:
+    """Found by fuzzing."""
+    whole = bytearray(zipped(("a", crashed_machine().dump())))
+    for at in (26, whole.find(b"PK\1\2") + 28):
+        struct.pack_into("<HH", whole, at, 0, 1)  # the name is other data of the member
+    path = written(tmp_path, bytes(whole))
+    assert dump_paths(path) == [f"{path}!"]
+    assert triage(f"{path}!").bug_check.code == triage(path).bug_check.code == 0xD1
+
+
 def test_members_that_overlap(tmp_path: Path) -> None:
     """The quoted zip bomb: one compressed block, and a thousand members that all are it."""
     one = zipped(("a.dmp", crashed_machine().dump()))
