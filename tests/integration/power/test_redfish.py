@@ -28,9 +28,9 @@ from tests.integration.power.redfish_bmc import (
 from tests.support.certificates import Certificate, make_certificate
 
 TIMING = {
-    "answer_seconds": 1.0,
+    "answer_seconds": 0.6,
     "attempts": 2,
-    "deadline_seconds": 1.0,
+    "deadline_seconds": 0.8,
     "poll_seconds": 0.05,
     "pause_seconds": 0.2,
 }

@@ -93,7 +93,13 @@ class LineBench(PowerBench):
         return self._stuck or STATES[bool(self._server.lines.rts)]
 
 
-@pytest.fixture(params=["lcus", "numato", "lines"])
+@pytest.fixture(
+    params=[
+        "numato",
+        pytest.param("lcus", marks=pytest.mark.metal),
+        pytest.param("lines", marks=pytest.mark.metal),
+    ]
+)
 def power_bench(request: pytest.FixtureRequest) -> Iterator[PowerBench]:
     if request.param == "lines":
         with LineServer() as server:
