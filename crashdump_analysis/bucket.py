@@ -19,6 +19,7 @@ _ACCESS_VIOLATION = 0xC0000005
 _BY_EXCEPTION = frozenset({0x1E, 0x3B, 0x7E, 0x8E})
 _BAD_ADDRESS = frozenset({0x0A, 0xC5, 0xD1})
 _EXECUTE: Final = 8
+_WRITE, _EXECUTION = 0x3, 0x18  # bits of 0x50's parameter 2: of older Windows and Arm, of newer
 _FAST_FAIL: Final = {  # names of winnt.h, less FAST_FAIL_; as buckets have them where seen
     0x2: "MISSING_GSFRAME",
     0x3: "CORRUPT_LIST_ENTRY",
@@ -110,7 +111,8 @@ def _head(code: int, parameters: Sequence[int], detail: str) -> str:
     """What stands before the module: the kind of the failure."""
     first, second, third, fourth = parameters
     if code == 0x50:
-        access = {0x0: "_R", 0x1: "_W", 0x2: "_W"}.get(second & ~0x10, "")
+        # No bucket of an execution was seen published.
+        access = "" if second & _EXECUTION else "_W" if second & _WRITE else "_R"
         kind = {0x0: "_(null)", 0x2: "_INVALID"}.get(fourth, "")
         return f"AV{access}{kind}"
     if code in _BAD_ADDRESS:

@@ -291,7 +291,10 @@ def test_published_buckets(code: int, first: int, names: list[str], expected: st
         (0x50, 1, (0, 0, 2), "AV_R_INVALID_csagent!unknown_function"),
         (0x50, 1, (2, 0, 0), "AV_W_(null)_csagent!unknown_function"),
         (0x50, 1, (1, 0, 7), "AV_W_csagent!unknown_function"),
-        (0x50, 1, (0x10, 0, 7), "AV_R_csagent!unknown_function"),
+        (0x50, 1, (3, 0, 7), "AV_W_csagent!unknown_function"),
+        # The debugger's letter for an execution is not known; a read or a write it is not.
+        (0x50, 1, (0x10, 0, 7), "AV_csagent!unknown_function"),
+        (0x50, 1, (0x11, 0, 7), "AV_csagent!unknown_function"),
         (0x133, 0, (0, 0, 0), "0x133_DPC_csagent!unknown_function"),
         (0x133, 1, (0, 0, 0), "0x133_ISR_csagent!unknown_function"),
         (0x9F, 3, (0, 0, 0), "0x9F_3_csagent!unknown_function"),
