@@ -54,12 +54,8 @@ def rule(name: str) -> Rule:
 
 def find_evidence(crash: Crash, description: Description, fault: Fault | None) -> Evidence | None:
     """What there is besides the stack: an unloaded driver, the bug check's rule, its raiser."""
+    names = [description.evidence or ("" if description.known else "raiser")]
     if fault is not None and crash.modules.at(fault.registers.rip) is None:
-        name = "unloaded-driver"
-    elif description.evidence:
-        name = description.evidence
-    elif not description.known:
-        name = "raiser"
-    else:
-        return None
-    return rule(name)(crash, description)
+        names.insert(0, "unloaded-driver")
+    found = (rule(name)(crash, description) for name in names if name)
+    return next((one for one in found if one is not None), None)

@@ -17,8 +17,10 @@ def evidence(crash: Crash, description: Description) -> Evidence | None:
         "the address referenced": description.named("address"),
     }
     for what, address in addresses.items():
+        if not address or crash.modules.at(address):  # another has been loaded there since
+            continue
         for driver in crash.unloaded:
-            if address and driver.start <= address <= driver.end:
+            if driver.start <= address < driver.end:
                 name = module_name(driver.name)
                 return Evidence(
                     (f"{what}, {address:x}, lies where {driver.name} was before it unloaded",),

@@ -230,6 +230,20 @@ def test_an_unloaded_driver(tmp_path: Path) -> None:
         assert found.bucket.id.endswith("_IMAGE_gone.sys")
         machine.unloaded = []
         assert reported(machine, tmp_path).culprit.module == "victim"
+    jumped.parameters = (0x10, 2, 8, address)
+    assert "null pointer" in reported(jumped, tmp_path).culprit.evidence[0]
+
+
+@pytest.mark.parametrize("reused", [True, False])
+def test_no_unloaded_driver_is_blamed_for_what_was_not_its(tmp_path: Path, reused: bool) -> None:
+    """The address behind its last one, and one where another driver lies now."""
+    start, end = BUS_BASE, BUS_BASE + len(pe_image())
+    address = start + 0x10 if reused else end
+    machine = crashed_machine(0xCE, (address, 0, FAULT_RIP, 0))
+    machine.unloaded = [("gone.sys", start, end)]
+    if reused:
+        machine.load("bus.sys", BUS_BASE, pe_image())
+    assert reported(machine, tmp_path).culprit.module == "victim"
 
 
 def test_a_driver_that_is_named(tmp_path: Path) -> None:
