@@ -69,7 +69,9 @@ def judge(
         owners=owners,
         place_of=place_of,
         build=build_of(module) if module else "unknown",
-        own_bug_check=not description.known and evidence is not None,
+        own_bug_check=not description.known
+        and evidence is not None
+        and evidence.module == culprit.module,
     )
     bucket_id = failure_bucket_id(
         crash.code,

@@ -213,6 +213,21 @@ def test_a_drivers_own_bug_check_is_its_callers(tmp_path: Path) -> None:
     assert crashed(6, RETURN_TO_ENTRY).bucket.family != found.bucket.family
 
 
+def test_who_did_not_raise_a_bug_check_is_not_said_to(tmp_path: Path) -> None:
+    """By the owner rules the raiser is never at fault; the driver behind it did not raise it."""
+    machine = crashed_machine(0xA0000001, (5, 0, 0, 0))
+    machine.load("raiser.sys", BUS_BASE, pe_image())
+    machine.registers["rsp"] = FAULT_RSP + 0x1000
+    caller = BUS_BASE + RETURN_TO_ENTRY - DRIVER_BASE
+    stack = (caller, 0xA0000001, 5, 0, 0, 0, RETURN_TO_ENTRY)
+    machine.write_u64(FAULT_RSP + 0x1000, *stack)
+    assert reported(machine, tmp_path).bucket.family == "raiser raises 0xA0000001 (5)"
+    (tmp_path / "owners.ini").write_text("raiser=ignore")
+    found = reported(machine, tmp_path, tmp_path / "owners.ini")
+    assert found.culprit.module == "victim"
+    assert "raises" not in found.bucket.family
+
+
 def test_an_unloaded_driver(tmp_path: Path) -> None:
     """By a bug check that says so, and by a jump to where its code was."""
     gone = ("gone.sys", 0xFFFFF800_30000000, 0xFFFFF800_30008000)
