@@ -46,12 +46,13 @@ def blame(
 def _by_evidence(
     stack: Sequence[StackFrame], start: int, owners: Owners, evidence: Evidence
 ) -> tuple[Culprit, int | None]:
-    """Who the bug check names; the first frame of that module, if it is on the stack, is its."""
+    """Who the bug check names; the first frame of that module that is no guess is its."""
     module = evidence.module or ""
     for index in range(start, len(stack)):
         frame = stack[index]
         ignored = owners.rank(module, frame.function) is None
-        if frame.module == module and not ignored and not evidence.elsewhere:
+        known = frame.module == module and not frame.guess
+        if known and not ignored and not evidence.elsewhere:
             break
     else:
         index = -1
@@ -115,13 +116,16 @@ def _reason(
     stack: Sequence[StackFrame], start: int, index: int, rank: int, *, fault: str
 ) -> tuple[str, Confidence]:
     frame = stack[index]
+    guessed = any(one.guess for one in stack[start : index + 1])
     if rank < len(RANKS):
         return (
-            f"nothing on the stack but {frame.module} and what is never blamed; "
-            "the cause may have left the stack",
+            "only parts of Windows are on the stack, where "
+            f"{frame.module} is the first to blame"
+            + (", by a guess" if guessed else "")
+            + "; the cause may have left it",
             "low",
         )
-    if any(one.guess for one in stack[start : index + 1]):
+    if guessed:
         return (
             f"{frame.module} is the first to blame on a stack that had to be guessed from here",
             "low",

@@ -35,7 +35,7 @@ DEPTH: Final = 3
 LEAF: Final = "leaf"
 """The shape of every function that neither calls others nor moves the stack pointer."""
 
-Basis = Literal["functions", "shapes", "places", "own bug check", "evidence", "bug check"]
+Basis = Literal["functions", "shapes", "places", "guess", "own bug check", "evidence", "bug check"]
 
 _MOST_SMALL: Final = 0xFFFF
 """A first parameter up to this is taken for a kind; what is greater may be an address."""
@@ -91,8 +91,13 @@ def family_of(
     if set(frames) == {f"~{LEAF}"}:  # that is no shape to tell bugs apart by
         frames = (_unnamed(stack[frame], Place()),)
     key = f"{culprit.module}!{' < '.join(frames)}"
-    if any(one.startswith("+") for one in frames):
-        return Family(f"{key} of build {build}", frames, "places")
+    in_one_build = any(one.startswith("+") for one in frames)
+    if in_one_build:
+        key = f"{key} of build {build}"
+    if stack[frame].guess:
+        return Family(key, frames, "guess")
+    if in_one_build:
+        return Family(key, frames, "places")
     shapes = any(one.startswith("~") for one in frames)
     return Family(key, frames, "shapes" if shapes else "functions")
 

@@ -101,6 +101,13 @@ def test_culprits(
     assert culprit_of(*names, fault=fault) == expected
 
 
+def test_reasons_say_what_is_on_the_stack_and_what_is_guessed() -> None:
+    for names, guessed in ((["mssecflt!Scan", "nt!Call"], False), (["~tcpip", "~nt"], True)):
+        culprit, _ = blame(stack_of(*names), 0, read_owners())
+        assert culprit.reason.startswith("only parts of Windows are on the stack")
+        assert ("by a guess" in culprit.reason) == guessed
+
+
 def test_an_inlined_function_at_the_fault_is_the_culprit() -> None:
     found = culprit_of("nt!KiPageFault", "sensor!Inner^", "sensor!Outer", fault=1)
     assert found == ("sensor", "Inner", "high")
@@ -166,6 +173,9 @@ def test_evidence_decides_before_the_stack_or_makes_it_less_sure() -> None:
     assert (culprit.module, culprit.function, frame) == ("absent", None, None)
     own = Evidence(module="sensor")
     assert blame(stack, 0, read_owners(), evidence=own)[0].function == "Run"
+    # A guess says nothing of the function: the module is known, and no more.
+    culprit, frame = blame(stack_of("~sensor!Old"), 0, read_owners(), evidence=own)
+    assert (culprit.module, culprit.function, frame) == ("sensor", None, None)
     elsewhere = Evidence(module="sensor", elsewhere=True)
     assert blame(stack, 0, read_owners(), evidence=elsewhere)[1] is None
     doubtful = Evidence(("seen",), at_most="low", doubt="perhaps not")
@@ -385,7 +395,7 @@ def families_of(
 
 def family(*names: str, code: int = 0xD1) -> str:
     found = families_of(*names, code=code)
-    assert found.basis in ("functions", "bug check")
+    assert found.basis in ("functions", "bug check", "guess")
     return found.key
 
 
@@ -475,6 +485,10 @@ def test_a_drivers_own_bug_check_is_its_family() -> None:
 def test_guessed_frames_are_no_part_of_a_family() -> None:
     assert family("sensor!Match", "~sensor!Evaluate") == "sensor!Match"
     assert family("~sensor!Match", "~sensor!Evaluate") == "sensor!Match"
+    assert families_of("sensor!Match", "~sensor!Evaluate").basis == "functions"
+    # What begins with one says so, and is not taken for what holds across builds.
+    assert families_of("nt!KeBugCheckEx", "~sensor!Match").basis == "guess"
+    assert families_of("nt!KeBugCheckEx", "~sensor").basis == "guess"
 
 
 def test_source_names() -> None:
