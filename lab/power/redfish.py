@@ -134,7 +134,7 @@ class Device(Bmc):
         self._password = secrets(settings.password_secret)
         self._one_request = threading.RLock()  # BMCs have crashed under several
         self._root: sushy.Sushy | None = None
-        self._auth: auth.AuthBase | None = None
+        self._auth: auth.SessionOrBasicAuth | None = None
         self._connector: _Connector | None = None
 
     def locate(self, outlet: str) -> str:
@@ -223,11 +223,12 @@ class Device(Bmc):
     def close(self) -> None:
         """Ends the session, of which a BMC has few."""
         with self._one_request:
-            login, self._root, self._auth, self._connector = self._auth, None, None, None
-            if login is not None:
+            if self._auth is not None:
                 # A BMC that does not answer ends it by itself, in its own time.
                 with contextlib.suppress(*LIBRARY_ERRORS):
-                    login.close()
+                    self._auth.close()
+                self._auth.reset_session_attrs()  # else sushy tries again as it is let go of
+            self._root, self._auth, self._connector = None, None, None
 
     def _reset(self, place: str, *kinds: sushy.ResetType) -> None:
         """The first of these kinds of reset that the system has."""
@@ -261,11 +262,10 @@ class Device(Bmc):
     def _connected(self) -> sushy.Sushy:
         if self._root is None:
             url = f"https://{self.settings.address}"
-            self._connector = _Connector(url, self.settings, self.timing)
-            self._auth = auth.SessionOrBasicAuth(
-                self.settings.user, self._password.get_secret_value()
-            )
-            self._root = sushy.Sushy(url, auth=self._auth, connector=self._connector)
+            reach = _Connector(url, self.settings, self.timing)
+            login = auth.SessionOrBasicAuth(self.settings.user, self._password.get_secret_value())
+            self._root = sushy.Sushy(url, auth=login, connector=reach)
+            self._auth, self._connector = login, reach
         return self._root
 
     def _in_words(self, error: Exception) -> PowerError:
