@@ -62,8 +62,11 @@ class Hardware(_Section):
 class Agent(_Section):
     """Who runs commands inside, and on which channel."""
 
-    kind: Literal["qemu-guest-agent"]
-    channel: str
+    kind: Literal["qemu-guest-agent", "ssh"]
+    """ssh: OpenSSH for Windows, which listens from the start on, and gives an administrator cmd.exe
+    and SFTP."""
+    channel: str = ""
+    """qemu-guest-agent: the name of its virtio-serial port."""
 
 
 class Deadlines(_Section):

@@ -7,16 +7,20 @@ file in lab/virtual or lab/physical, found by its name in lab.toml.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from images.contract import Contract
 from lab.console.log import Log
 from lab.disks.blocks import BlockSource
 from lab.outcome import InfrastructureError
 from lab.signals import SignalLog
+
+if TYPE_CHECKING:
+    from lab.config import Config, Slot
+    from lab.guest.ssh_link import SshLink
 
 OVERLAY = "disk.qcow2"
 """The file in a run's folder that a machine writes its disk to."""
@@ -32,19 +36,25 @@ MACHINE_FILES = (
 """What else a machine has in a run's folder; none of it is evidence once the dumps are safe."""
 
 Feature = Literal[
-    "agent",  # guest_agent() speaks QEMU's agent protocol
+    "agent",  # agent() speaks QEMU's agent protocol
     "console-log",
     "console-type",  # one can type on the console
     "debugger-port",
-    "disk",  # the powered-off disk can be read and edited
+    "disk",  # the powered-off disk can be read, edited and put back to an image
+    "disk-activity",  # one sees from outside whether it writes to its disk
     "hold-restart",  # a restart from inside leaves the machine off
     "keys",
     "memory-dump",  # the hypervisor can dump the guest's memory
     "memory-read",  # physical memory of a running guest can be read
     "nmi",
+    "power-button",
+    "reset",  # has a reset button
     "save-restore",
     "screenshot",
+    "ssh",  # ssh() reaches its SSH server
 ]
+Confirm = Callable[[str], None]
+"""Says what is about to be done to a leased machine, and raises where that may not be any more."""
 
 
 class BackendError(InfrastructureError):
@@ -74,13 +84,14 @@ class AgentSilent(AgentError):  # noqa: N818 - a state, not a mistake
 class Image:
     """A known state to start from.
 
-    disk: the base, never written to. nvram: UEFI variables, or None for BIOS. tpm: a folder with
-    the TPM's state, or None. memory: saved memory that belongs to exactly this disk, or None.
+    disk: the base, never written to; None for what is installed on a machine already, in a state
+    that nobody knows. nvram: UEFI variables, or None for BIOS. tpm: a folder with the TPM's state,
+    or None. memory: saved memory that belongs to exactly this disk, or None.
     """
 
     name: str
     contract: Contract
-    disk: Path
+    disk: Path | None
     nvram: Path | None = None
     tpm: Path | None = None
     memory: Path | None = None
@@ -88,8 +99,14 @@ class Image:
     """Folders with the PDBs of the image's own kernel and drivers."""
 
 
+def unleased(action: str) -> None:
+    """For a machine that nobody leases."""
+
+
 class Backend(ABC):
     """One machine slot. All calls may block, and may be made from any thread.
+
+    What a machine may lack is a feature; asking for it all the same raises BackendError.
 
     What happens to the machine is added to `signals`, which the backend gets when it is made.
     Raises BackendError for whatever the hypervisor refuses.
@@ -125,76 +142,81 @@ class Backend(ABC):
     def is_on(self) -> bool:
         """Whether it has power, whatever it does with it."""
 
-    @abstractmethod
     def hold_restart(self, hold: bool) -> None:
         """Changes for the running machine what start() was told."""
+        raise self._lacks("hold-restart")
 
-    @abstractmethod
     def press_power_button(self) -> None:
         """ACPI power button."""
+        raise self._lacks("power-button")
 
-    @abstractmethod
     def reset(self) -> None:
         """Presses the reset button: the same power-on continues with a new boot."""
+        raise self._lacks("reset")
 
-    @abstractmethod
+    def power_cycle(self) -> None:
+        """Off, and on again: a new boot, as if nobody had held the last one."""
+        self.power_off()
+        self.start(hold_restart=False)
+
     def nmi(self) -> None:
         """Sends a non-maskable interrupt."""
+        raise self._lacks("nmi")
 
-    @abstractmethod
     def press_keys(self, keys: Sequence[str]) -> None:
         """Presses keys at once, in this order, and lets them go; named as in the contract."""
+        raise self._lacks("keys")
 
-    @abstractmethod
     def screenshot(self) -> bytes:
         """The screen as PNG."""
+        raise self._lacks("screenshot")
 
-    @abstractmethod
     def console_log(self) -> Path:
         """COM1 since the first power-on: a file that grows, bytes as they came."""
+        raise self._lacks("console-log")
 
-    @abstractmethod
     def console(self) -> Log:
         """The same as a log to watch, with when its bytes came."""
+        raise self._lacks("console-log")
 
-    @abstractmethod
     def type_on_console(self, data: bytes) -> None:
         """Types on COM1. Only lab.machine calls it: it has the lease."""
+        raise self._lacks("console-type")
 
-    @abstractmethod
     def agent(self, command: str, arguments: dict[str, Any], deadline: float) -> Any:
         """One guest agent command; gives its "return" value. deadline: seconds for the answer.
 
         Raises AgentUnreachable, AgentSilent or AgentError. Never sends a command twice.
         """
+        raise self._lacks("agent")
 
-    @abstractmethod
     def disk_bytes_written(self) -> int:
         """Bytes written to the disk since power-on; grows while a dump is written."""
+        raise self._lacks("disk-activity")
 
-    @abstractmethod
     def dump_memory(self, destination: Path, file_format: Literal["elf", "win-dmp"]) -> None:
         """The guest's memory as a file, taken by the hypervisor. `destination` must not exist."""
+        raise self._lacks("memory-dump")
 
-    @abstractmethod
     def read_memory(self, address: int, length: int) -> bytes:
         """Physical memory of the running machine."""
+        raise self._lacks("memory-read")
 
-    @abstractmethod
     def save_memory(self, destination: Path) -> None:
         """Saves memory and devices to a file; off afterwards."""
+        raise self._lacks("save-restore")
 
-    @abstractmethod
     def disk_overlay(self) -> Path:
         """The clone that the machine writes to. Only lab.machine and lab.evidence ask."""
+        raise self._lacks("disk")
 
-    @abstractmethod
     def disk(self) -> BlockSource:
         """The disk, read-only. Of a machine that is on: as a power cut now would leave it."""
+        raise self._lacks("disk")
 
-    @abstractmethod
     def debugger_port(self) -> str:
         """Where COM2 can be reached, as a debugger's user would type it ("127.0.0.1:50123")."""
+        raise self._lacks("debugger-port")
 
     @abstractmethod
     def address(self) -> str:
@@ -204,16 +226,34 @@ class Backend(ABC):
     def dispose(self, *, keep_disk: bool) -> None:
         """Cuts the power and removes what provision() made; keep_disk leaves the clone."""
 
+    def ssh(self) -> SshLink:
+        """The connection to the machine's SSH server, for lab.guest."""
+        raise self._lacks("ssh")
+
+    def _lacks(self, feature: Feature) -> BackendError:
+        return BackendError(f"{self.address()} has no {feature}")
+
 
 class BackendFactory(ABC):
     """Opens the slots of one [machines.*] table; lab/virtual/NAME.py has one called `Factory`."""
 
-    features: frozenset[Feature]
-    """What each of its machines has."""
+    @classmethod
+    @abstractmethod
+    def of(cls, config: Config, slot: Slot) -> Self:
+        """The factory for a slot of lab.toml, and for the others on its host."""
+
+    @classmethod
+    @abstractmethod
+    def features_of(cls, config: Config, slot: Slot) -> frozenset[Feature]:
+        """What a slot's machine has, before it is leased. Raises ConfigError."""
 
     @abstractmethod
-    def slot(self, name: str, signals: SignalLog) -> Backend:
-        """The slot's backend; connects if need be."""
+    def slot(self, name: str, signals: SignalLog, confirm: Confirm = unleased) -> Backend:
+        """The slot's backend; connects if need be.
+
+        confirm: the lease's; a backend asks it where orders may come later than the call they
+        belong to, which lab.machine has asked for already.
+        """
 
     @abstractmethod
     def leftovers(self) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 from images.contract import Contract, ContractError, load_contract
-from lab.config import Config, Slot
+from lab.config import Config, HostSettings
 from lab.images import MIB, ImageStore, worst_case_dump_bytes
 from lab.leases import open_leases
 from lab.outcome import LabError
@@ -136,7 +136,8 @@ def _acceleration() -> Finding:
 def _of_config(config: Config) -> Iterator[Finding]:
     hosts = {slot.host_name: slot for slot in config.slots().values()}
     for slot in hosts.values():
-        yield _host(config, slot)
+        if slot.host is not None:
+            yield _host(config, slot.host_name, slot.host)
     yield _store(config)
     yield _leases(config)
     if config.secrets_file is not None and config.secrets_file.stat().st_mode & 0o077:
@@ -146,8 +147,8 @@ def _of_config(config: Config) -> Iterator[Finding]:
         yield from _image(config, name)
 
 
-def _host(config: Config, slot: Slot) -> Finding:
-    what, uri = f"host {slot.host_name}", slot.host.uri
+def _host(config: Config, name: str, host: HostSettings) -> Finding:
+    what, uri = f"host {name}", host.uri
     if uri == "private":
         return Finding(what, True, "the lab starts its own libvirt when a machine is needed")
     # In a process of its own: a remote host may take minutes to fail.
@@ -169,7 +170,7 @@ def _host(config: Config, slot: Slot) -> Finding:
     started_by_lab = uri == "qemu:///system" and not Path("/run/systemd/system").is_dir()
     if started_by_lab and os.geteuid() == 0:
         return Finding(what, True, f"{uri} does not answer; the lab starts it when needed")
-    fix = f"systemctl start libvirtd, or correct {config.where('hosts', slot.host_name, 'uri')}"
+    fix = f"systemctl start libvirtd, or correct {config.where('hosts', name, 'uri')}"
     return Finding(what, False, f"{uri}: {said}", fix)
 
 
@@ -200,7 +201,8 @@ def _image(config: Config, name: str) -> Iterator[Finding]:
         if source.build is not None and not store.built_disk(source).exists():
             yield Finding(what, True, "is built when it is first needed")
         else:
-            yield Finding(what, True, str(store.image(name, lambda _: None).disk))
+            disk = store.image(name, lambda _: None).disk
+            yield Finding(what, True, str(disk or "is installed on its machines already"))
     except (ContractError, LabError) as error:
         yield Finding(what, False, str(error), f"correct {config.where('images', name)}")
         return

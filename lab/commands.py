@@ -31,11 +31,12 @@ def image_name(config: Config, asked: str | None) -> str:
 
 @contextmanager
 def leased(
-    lab: Lab, machine: str | None, *, purpose: str, wait: float, say: Say
+    lab: Lab, machine: str | None, *, image: str, purpose: str, wait: float, say: Say
 ) -> Iterator[Lease]:
-    """A machine for one new run, given back at the end."""
+    """A machine that an image fits, for one new run; given back at the end."""
     run_id = new_run_id()
-    with lab.lease(lab.slots(machine), purpose=purpose, run_id=run_id, wait=wait, say=say) as lease:
+    slots = lab.slots(machine, image=image)
+    with lab.lease(slots, purpose=purpose, run_id=run_id, wait=wait, say=say) as lease:
         say(f"Run {run_id} on machine {lease.slot}")
         yield lease
 
@@ -90,7 +91,9 @@ def run_candidate(options: argparse.Namespace, say: Say) -> int:
     )
     with Lab(config) as lab:
         purpose = f"run {candidate.name} {candidate.version} on {image}"
-        with leased(lab, options.machine, purpose=purpose, wait=options.wait, say=say) as lease:
+        with leased(
+            lab, options.machine, image=image, purpose=purpose, wait=options.wait, say=say
+        ) as lease:
             run = run_once(
                 lab,
                 lease,
@@ -141,17 +144,24 @@ def check_machine(options: argparse.Namespace, say: Say) -> int:
 
 
 def machines(options: argparse.Namespace, say: Say) -> int:
-    """`lab machines`: a line each."""
+    """`lab machines`: a line each; --release puts one back into the pool."""
     config = load_config(options.lab)
     with Lab(config) as lab:
+        if options.release is not None:
+            was_out = lab.leases.put_back(options.release)
+            say(f"{options.release} is in the pool{' again' if was_out else ', as it was'}")
         held = {one.slot: one for one in lab.leases.holdings()}
+        out = lab.leases.quarantined()
         slots = config.slots()
     if not slots:
         print(f"{config.file} has no [machines.NAME] table")
     width = max((len(name) for name in slots), default=0)
     for name, slot in slots.items():
         tags = f" [{', '.join(sorted(slot.tags))}]" if slot.tags else ""
-        what = f"{name:{width}}  {slot.backend} on {slot.host_name}{tags}"
+        on_host = f" on {slot.host_name}" if slot.host_name else ""
+        what = f"{name:{width}}  {slot.backend}{on_host}{tags}"
+        if name in out:
+            what += f"  QUARANTINED since {out[name].since:%Y-%m-%d %H:%M} UTC: {out[name].reason}"
         if (one := held.get(name)) is None:
             print(f"{what}  free")
         else:

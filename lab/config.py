@@ -21,8 +21,9 @@ from pydantic import AfterValidator, Field, RootModel, SecretStr
 from crashdump_analysis.engines.analysis_host import AnalysisHost
 from images.contract import CATALOG, CatalogEntry, ContractError, load_catalog
 from lab.console.settings import ConsoleSettings
+from lab.guest.ssh_settings import SshSettings
 from lab.outcome import LabError
-from lab.power.devices import outlet_of
+from lab.power.devices import is_bmc, outlet_of
 from lab.power.devices import problems as power_problems
 from lab.settings_file import ENVIRONMENT_VARIABLE, FILE_NAME
 from lab.toml import Section, line_of, load_toml
@@ -64,6 +65,8 @@ class ImageSettings(Section):
     """The base disk (qcow2 or raw), never written to."""
     build: str | None = None
     """Instead of disk: the command that makes it as OUTPUT.qcow2, run in lab.toml's folder."""
+    installed: bool = False
+    """Instead of disk: it is on the machine already, in whatever state; for physical machines."""
     inputs: Annotated[list[RelativePath], Field(default_factory=list)]
     """Files and folders the build reads: when they change, the image is built anew."""
     nvram: RelativePath | None = None
@@ -88,8 +91,8 @@ class MachineSettings(Section):
 
     backend: str
     """The file in lab/virtual or lab/physical that drives it."""
-    host: str
-    """The NAME of a [hosts.NAME] table."""
+    host: str | None = None
+    """Of a virtual machine: the NAME of a [hosts.NAME] table."""
     count: Annotated[int, Field(ge=1, le=1000)] = 1
     """How many; more than one are called NAME-1, NAME-2 ..."""
     tags: Annotated[list[str], Field(default_factory=list)]
@@ -98,6 +101,10 @@ class MachineSettings(Section):
     """[machines.NAME.console]: its serial console, where the backend has none of its own."""
     power: str | None = None
     """What switches it: the NAME of a [power.NAME] table, with ":OUTLET" where that has several."""
+    bmc: str | None = None
+    """Its BMC, where that is not what switches it: written as power is."""
+    ssh: SshSettings | None = None
+    """[machines.NAME.ssh]: its SSH server, where the image's agent is that."""
 
 
 class LeaseSettings(Section):
@@ -167,6 +174,7 @@ class ImageSource:
     nvram: Path | None
     tpm: Path | None
     symbols: tuple[Path, ...]
+    installed: bool
     sha256: str | None
 
 
@@ -178,7 +186,8 @@ class Slot:
     machine: str
     backend: str
     host_name: str
-    host: HostSettings
+    """Empty for a physical machine, and host is None."""
+    host: HostSettings | None
     tags: frozenset[str]
     console: ConsoleSettings | None = None
 
@@ -193,7 +202,7 @@ class Config:
         problems = list(_inconsistencies(settings, self._folder))
         if problems:
             raise ConfigError("\n".join(f"{_where(file, key)}: {text}" for key, text in problems))
-        self.store = self._at(settings.store)
+        self.store = self.at(settings.store)
         self.images = settings.images
         self.leases = settings.leases
         self.secrets_file = self._path(settings.secrets)
@@ -211,8 +220,8 @@ class Config:
                 slot,
                 name,
                 table.backend,
-                table.host,
-                hosts[table.host],
+                table.host or "",
+                hosts[table.host] if table.host else None,
                 frozenset(table.tags),
                 table.console,
             )
@@ -228,11 +237,11 @@ class Config:
         settings = self.settings.images[name]
         contract, build = self._path(settings.contract), settings.build
         folder = self._folder
-        inputs = tuple(self._at(path) for path in settings.inputs)
-        symbols = tuple(self._at(path) for path in settings.symbols)
+        inputs = tuple(self.at(path) for path in settings.inputs)
+        symbols = tuple(self.at(path) for path in settings.symbols)
         if entry := _catalog().get(name):
             contract = contract or CATALOG.parent / entry.contract
-            if build is None and settings.disk is None:
+            if build is None and settings.disk is None and not settings.installed:
                 # The catalog's commands are written for the folder that images/ lies in.
                 build, folder = entry.build, CATALOG.parent.parent
                 inputs += tuple(CATALOG.parent / path for path in entry.inputs)
@@ -248,6 +257,7 @@ class Config:
             nvram=self._path(settings.nvram),
             tpm=self._path(settings.tpm),
             symbols=symbols,
+            installed=settings.installed,
             sha256=settings.sha256,
         )
 
@@ -262,7 +272,7 @@ class Config:
         password = None if settings.password is None else self.secret(settings.password)
         return AnalysisHost(
             host=settings.host,
-            known_hosts=self._at(settings.known_hosts),
+            known_hosts=self.at(settings.known_hosts),
             user=settings.user,
             port=settings.port,
             key=key.get_secret_value if isinstance(key, SecretStr) else key,
@@ -290,9 +300,10 @@ class Config:
         )
 
     def _path(self, relative: str | None) -> Path | None:
-        return None if relative is None else self._at(relative)
+        return None if relative is None else self.at(relative)
 
-    def _at(self, relative: str) -> Path:
+    def at(self, relative: str) -> Path:
+        """The path of a name that is relative to lab.toml."""
         return _resolved(self._folder, relative)
 
 
@@ -368,10 +379,11 @@ def _image_problems(
         yield from _missing_file((*key, "contract"), _resolved(folder, image.contract))
     elif not in_catalog:
         yield key, f"expected a contract or a name of {CATALOG.name}{_nearest(key[-1], catalog)}"
-    if image.disk is not None and image.build is not None:
-        yield (*key, "build"), "expected disk or build; found both"
-    elif image.disk is None and image.build is None and not in_catalog:
-        yield key, "expected disk or build; found neither"
+    given = [name for name in ("disk", "build", "installed") if getattr(image, name)]
+    if len(given) > 1:
+        yield (*key, given[-1]), f"expected disk, build or installed; found {' and '.join(given)}"
+    elif not given and not in_catalog:
+        yield key, "expected disk, build or installed; found none of them"
     if image.build is not None:
         try:
             words = shlex.split(image.build)
@@ -387,15 +399,17 @@ def _machine_problems(settings: Settings) -> Iterator[tuple[tuple[str, ...], str
     owners: dict[str, str] = {}
     for name, machine in settings.machines.items():
         key = ("machines", name)
-        if machine.host not in settings.hosts:
+        if machine.host is not None and machine.host not in settings.hosts:
             known = _nearest(machine.host, settings.hosts)
             yield (*key, "host"), f"there is no [hosts.{machine.host}]{known}"
-        if not _has_backend(machine.backend):
-            places = " or ".join(f"lab/{folder}" for folder in BACKEND_FOLDERS)
-            found = f"expected the name of a file in {places}; found {machine.backend!r}"
-            yield (*key, "backend"), found
-        if machine.power is not None:
-            yield from _power_problems((*key, "power"), machine, settings)
+        yield from _backend_problems(key, machine)
+        for part in ("power", "bmc"):
+            if (wire := getattr(machine, part)) is not None:
+                yield from _power_problems((*key, part), wire, machine, settings)
+        if machine.bmc is not None and not is_bmc(
+            settings.power.get(machine.bmc.partition(":")[0])
+        ):
+            yield (*key, "bmc"), "expected the [power.NAME] of a BMC: backend redfish or ipmi"
         if machine.console is not None and machine.count > 1:
             yield (*key, "console"), "expected a count of 1 beside console: a port is one machine's"
         for slot in _slot_names(name, machine.count):
@@ -404,11 +418,26 @@ def _machine_problems(settings: Settings) -> Iterator[tuple[tuple[str, ...], str
             owners[slot] = name
 
 
-def _power_problems(
-    key: tuple[str, ...], machine: MachineSettings, settings: Settings
+def _backend_problems(
+    key: tuple[str, ...], machine: MachineSettings
 ) -> Iterator[tuple[tuple[str, ...], str]]:
-    assert machine.power is not None
-    device, _, outlet = machine.power.partition(":")
+    folder = _backend_folder(machine.backend)
+    if folder is None:
+        places = " or ".join(f"lab/{folder}" for folder in BACKEND_FOLDERS)
+        found = f"expected the name of a file in {places}; found {machine.backend!r}"
+        yield (*key, "backend"), found
+    elif folder == "virtual" and machine.host is None:
+        yield key, "expected a host: the NAME of a [hosts.NAME] table"
+    elif folder == "physical" and machine.power is None:
+        yield key, 'expected power = "DEVICE:OUTLET": nothing else switches it'
+    elif folder == "physical" and (machine.host is not None or machine.count > 1):
+        yield key, "expected no host and a count of 1: it is one machine, and no host's"
+
+
+def _power_problems(
+    key: tuple[str, ...], wire: str, machine: MachineSettings, settings: Settings
+) -> Iterator[tuple[tuple[str, ...], str]]:
+    device, _, outlet = wire.partition(":")
     if machine.count > 1:
         yield key, "expected a count of 1 beside power: an outlet is one machine's"
     if device not in settings.power:
@@ -424,12 +453,12 @@ def _missing_file(key: tuple[str, ...], path: Path) -> Iterator[tuple[tuple[str,
         yield key, f"expected a file; there is none at {path}"
 
 
-def _has_backend(name: str) -> bool:
-    return name.isidentifier() and any(
-        importlib.util.find_spec(f"lab.{folder}")
-        and importlib.util.find_spec(f"lab.{folder}.{name}")
-        for folder in BACKEND_FOLDERS
-    )
+def _backend_folder(name: str) -> str | None:
+    """Which of BACKEND_FOLDERS has a backend of that name."""
+    for folder in BACKEND_FOLDERS:
+        if name.isidentifier() and importlib.util.find_spec(f"lab.{folder}.{name}"):
+            return folder
+    return None
 
 
 def _catalog() -> dict[str, CatalogEntry]:

@@ -28,10 +28,14 @@ def demo(options: argparse.Namespace, say: Say) -> int:
     folders = [examples / "sensor/content" / name for name in ("benign", "killer")]
     contents = load_contents(candidate, folders)
     scenario = Scenario(kind="content", contents=[str(folder.resolve()) for folder in folders])
-    with Lab(config) as lab, leased(lab, None, purpose=PURPOSE, wait=600, say=say) as lease:
+    image = image_name(config, None)
+    with (
+        Lab(config) as lab,
+        leased(lab, None, image=image, purpose=PURPOSE, wait=600, say=say) as lease,
+    ):
         run = run_once(
             lab, lease, scenario,
-            image=image_name(config, None), candidate=candidate, contents=contents,
+            image=image, candidate=candidate, contents=contents,
             purpose=PURPOSE, say=say,
         )  # fmt: skip
     print_result(run)

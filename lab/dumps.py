@@ -10,25 +10,61 @@ from __future__ import annotations
 import errno
 import hashlib
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path, PureWindowsPath
+from typing import Protocol
 
 from crashdump_analysis.dump.header import HEADER_SIZE, DumpHeader, read_header
 from crashdump_analysis.errors import DumpError
 from images.contract import Contract
 from lab.disks.blocks import DiskError
-from lab.disks.files import DiskFiles
+from lab.disks.files import FileInfo
 
 CLOCK_TOLERANCE = timedelta(seconds=2)
 """A PC's clock counts whole seconds, and the crash is signalled a moment after its time is taken;
 times the contract's slowdown."""
+MOVED_ASIDE = "DUMP*.tmp"
+"""How the next boot names what it moves aside."""
 SMALL = 4
 """DumpType of a triage dump (minidump)."""
 SPARE_BYTES = 64 << 20
 """Left free on the evidence store beside a dump, for the record and the logs."""
+
+
+class DumpFiles(Protocol):
+    """Where dumps lie: files of a powered-off disk (lab.disks.files) or of a running Windows."""
+
+    warnings: list[str]
+
+    def stat(self, path: str) -> FileInfo:
+        """Raises FileNotFoundError."""
+
+    def list(self, folder: str, pattern: str = "*") -> list[FileInfo]:
+        """What is in the folder and matches. Raises FileNotFoundError."""
+
+    def read(
+        self,
+        path: str,
+        offset: int = 0,
+        length: int | None = None,
+        *,
+        past_valid_data: bool = False,
+    ) -> bytes:
+        """Bytes of a file. Raises FileNotFoundError and DiskError."""
+
+    def copy(
+        self,
+        path: str,
+        destination: Path,
+        *,
+        length: int | None = None,
+        past_valid_data: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> int:
+        """Copies a file to this host. Raises FileNotFoundError, DiskError and OSError."""
 
 
 class DumpStatus(StrEnum):
@@ -81,17 +117,22 @@ class FoundDump:
 
 
 def find_dumps(
-    files: DiskFiles,
+    files: DumpFiles,
     contract: Contract,
     boot: SeenBoot,
     *,
     run_began: datetime,
     collected: Collection[str],
+    running: bool = False,
 ) -> list[FoundDump]:
-    """Looks at every place; the boot's own dumps first. `collected`: fingerprints that are safe."""
+    """Looks at every place; the boot's own dumps first. `collected`: fingerprints that are safe.
+
+    running: these are files of a Windows that runs, which uses the place a bug check writes to.
+    """
     found = [
         _look(files, path, contract, boot, run_began=run_began, collected=collected)
         for path in _places(files, contract)
+        if not (running and path == contract.dump.staged_in)
     ]
     cut = {DumpStatus.TRUNCATED, DumpStatus.NO_DUMP}
     whole = {one.fingerprint for one in found if one.status not in cut}
@@ -106,8 +147,18 @@ def find_dumps(
     return sorted(settled, key=lambda one: one.status is not DumpStatus.THIS_BOOT)
 
 
+def is_being_copied(files: DumpFiles, contract: Contract, found: Sequence[FoundDump]) -> bool:
+    """Whether a running Windows has not finished to copy its last dump out of the pagefile.
+
+    It moves that aside before its agent can answer, and deletes it when its copy is whole.
+    """
+    aside = _names(files, PureWindowsPath(contract.dump.staged_in).anchor, MOVED_ASIDE)
+    parts = {DumpStatus.HALF_COPIED, DumpStatus.TRUNCATED, DumpStatus.ALL_ZERO}
+    return bool(aside) or any(one.status in parts for one in found)
+
+
 def copy_dump(
-    files: DiskFiles, found: FoundDump, folder: Path, progress: Callable[[int], None] | None = None
+    files: DumpFiles, found: FoundDump, folder: Path, progress: Callable[[int], None] | None = None
 ) -> Path:
     """Copies a dump off the disk; a copy that was not finished is named *.partial.
 
@@ -131,20 +182,20 @@ def copy_dump(
     return partial.rename(folder / name)
 
 
-def _places(files: DiskFiles, contract: Contract) -> list[str]:
+def _places(files: DumpFiles, contract: Contract) -> list[str]:
     dump = contract.dump
     root = PureWindowsPath(dump.staged_in).anchor
     minidumps = str(PureWindowsPath(dump.file).parent / "Minidump")
     # What is moved aside comes before its copy, which may have its full size before its content.
     return [
         dump.staged_in,
-        *_names(files, root, "DUMP*.tmp"),
+        *_names(files, root, MOVED_ASIDE),
         dump.file,
         *_names(files, minidumps, "*.dmp"),
     ]
 
 
-def _names(files: DiskFiles, folder: str, pattern: str) -> list[str]:
+def _names(files: DumpFiles, folder: str, pattern: str) -> list[str]:
     try:
         return [info.path for info in files.list(folder, pattern)]
     except FileNotFoundError:
@@ -152,7 +203,7 @@ def _names(files: DiskFiles, folder: str, pattern: str) -> list[str]:
 
 
 def _look(
-    files: DiskFiles,
+    files: DumpFiles,
     path: str,
     contract: Contract,
     boot: SeenBoot,

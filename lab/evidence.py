@@ -11,8 +11,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,19 +21,22 @@ from crashdump_analysis.dump.check import State, check_dump
 from lab.backend import BackendError
 from lab.console.stop_text import stop_codes
 from lab.disks.blocks import DiskError
-from lab.disks.files import DiskFiles
 from lab.dumps import (
     CLOCK_TOLERANCE,
+    DumpFiles,
     DumpStatus,
     FoundDump,
     SeenBoot,
     copy_dump,
     find_dumps,
+    is_being_copied,
 )
+from lab.ladder import Ladder, Rung
 from lab.machine import Machine
 from lab.missing_dumps import MissingDump, WholeDump, missing_dumps
 from lab.outcome import InfrastructureError, LabError
-from lab.signals import DeadlineError, SignalKind
+from lab.signals import SignalKind
+from lab.watch import signs_of_life
 
 Cause = Literal["crash", "hang", "restart", "power-cut"]
 """A bug check was signalled; it no longer answers; it went down by itself without either; its power
@@ -58,15 +60,6 @@ class EvidenceError(InfrastructureError):
     def __init__(self, message: str, evidence: Evidence) -> None:
         super().__init__(message)
         self.evidence = evidence
-
-
-@dataclass
-class Rung:
-    """One step of the ladder: what was tried, for how many seconds, and what came of it."""
-
-    name: str
-    seconds: float = 0.0
-    result: str = ""
 
 
 @dataclass
@@ -96,7 +89,8 @@ class Evidence:
     signalled since the evidence before this one. overwritten: how many of their dumps the next
     crash wrote over. missing: those bug checks without a dump, each with its reason. kept_disk: the
     machine's own disk layer, a file in the run's folder, kept because something on it could not be
-    brought to safety. no_dump: why there is no dump of this boot, in words.
+    brought to safety. no_dump: why there is no dump of this boot, in words. signs: of a hang, what
+    was seen of the machine. quarantine: why nobody may use it before a person has looked at it.
     """
 
     boot: int
@@ -113,6 +107,8 @@ class Evidence:
     files: dict[str, str] = field(default_factory=dict)
     no_dump: str | None = None
     kept_disk: str | None = None
+    signs: str = ""
+    quarantine: str | None = None
 
     @property
     def dump(self) -> Path | None:
@@ -137,43 +133,59 @@ class Collector:
         self._collected: set[str] = set()
         self._crashes_before = 0
 
-    def collect(self, cause: Cause) -> Evidence:
-        """Runs the ladder; the machine is off afterwards, and its evidence is sealed.
+    def collect(self, cause: Cause, boot: int | None = None) -> Evidence:
+        """Runs the ladder for the current boot, or the one given; then its evidence is sealed.
 
+        A machine whose disk can be read is off afterwards; any other is up again, in a later boot.
         Raises EvidenceError where a dump could not be brought to safety: then the machine's disk
-        layer is kept instead, and the machine cannot be started again. Whatever goes wrong, Ctrl-C
-        included, what was collected is written down first.
+        layer is kept instead, or its evidence.quarantine says why nobody may touch it, and it
+        cannot be started again. Whatever goes wrong, Ctrl-C included, what was collected is written
+        down first.
         """
         machine = self._machine
-        boot = machine.boot
+        boot = machine.boot if boot is None else boot
         machine.unseal(boot)
         folder = self._folder / f"boot-{boot}-{cause}"
         began = machine.signals.all()[-1].at.isoformat()
         evidence = Evidence(boot, cause, folder, began)
+        ladder = Ladder(
+            machine, boot, evidence.rungs, self._say, lambda: self._screenshot(evidence)
+        )
         try:
             folder.mkdir(parents=True)
             if cause != "power-cut":
                 self._screenshot(evidence)
                 if cause == "hang":
-                    self._make_it_dump(evidence)
-                self._wait_for_dump(evidence)
-            self._power_off(evidence)
-            self._console(evidence)
-            self._disk(evidence)
+                    evidence.signs = signs_of_life(machine, boot)
+                    self._make_it_dump(evidence, ladder)
+                if cause != "hang" or machine.crash_signalled(boot):
+                    ladder.wait_for_dump()
+            if "disk" in machine.features:
+                self._power_off(ladder)
+                self._console(evidence, ladder)
+                self._disk(evidence, ladder)
+                sealed = boot
+            else:
+                self._console(evidence, ladder)
+                sealed = self._running_windows(evidence, ladder)
             self._write(evidence)
         except BaseException as error:
             said = self._keep_disk(evidence, error)
             if isinstance(error, LabError | OSError):
                 raise EvidenceError(said, evidence) from error
             raise
-        machine.seal(boot)
+        machine.seal(sealed)
         return evidence
 
     def _keep_disk(self, evidence: Evidence, error: BaseException) -> str:
         """Keeps the disk, and writes down what there is; says so."""
-        overlay = self._machine.overlay()
+        machine = self._machine
+        overlay = machine.overlay() if "disk" in machine.features else None
         kept = "there is no disk to keep"
-        if overlay.exists():
+        if overlay is None:
+            kept = "what it wrote stays on its disk"
+            evidence.quarantine = evidence.quarantine or f"{evidence.folder.name}: {error}"
+        elif overlay.exists():
             evidence.kept_disk = overlay.name
             kept = (
                 f"the machine's disk is kept as {overlay}. Once the cause is mended, read its"
@@ -188,91 +200,19 @@ class Collector:
             said += f"; not even evidence.json could be written: {full}"
         return said
 
-    @contextmanager
-    def _rung(self, evidence: Evidence, name: str) -> Iterator[Rung]:
-        """Times and records one rung; a backend's or a disk's failure is its result."""
-        rung = Rung(name)
-        evidence.rungs.append(rung)
-        began = time.monotonic()
-        try:
-            yield rung
-        except (BackendError, DiskError, DeadlineError, OSError) as error:
-            rung.result = f"failed: {error}"
-            self._say(f"{name}: {error}")
-        finally:
-            rung.seconds = round(time.monotonic() - began, 3)
-
-    def _make_it_dump(self, evidence: Evidence) -> None:
-        """Of a hung machine: an NMI, which Windows answers with a bug check; else from outside."""
-        machine, boot = self._machine, evidence.boot
-        contract = machine.contract
-        if "crash-by-nmi" in contract.capabilities and "nmi" in machine.features:
-            with self._rung(evidence, "NMI") as rung:
-                machine.nmi()
-                machine.signals.wait(
-                    "a bug check after the NMI",
-                    lambda: machine.crash_signalled(boot),
-                    contract.deadlines.dump_writing,
-                )
-                rung.result = "it answered with a bug check"
-                return
-        if "memory-dump" in machine.features:
-            with self._rung(evidence, "hypervisor dump") as rung:
-                windows = "hypervisor-windows-dump" in contract.capabilities
-                file = evidence.folder / ("hypervisor.dmp" if windows else "hypervisor.elf")
-                machine.dump_memory(file, "win-dmp" if windows else "elf")
-                rung.result = f"{file.name}, {file.stat().st_size} bytes"
-                digest = self._file(evidence, file)
-                status = DumpStatus.THIS_BOOT if windows else DumpStatus.NO_DUMP
-                evidence.dumps.append(
-                    CollectedDump(
-                        HYPERVISOR, status, "memory of the hung machine, taken from outside",
-                        file.name, file.stat().st_size, digest,
-                    )
-                )  # fmt: skip
-
-    def _wait_for_dump(self, evidence: Evidence) -> None:
-        """Until it is off by itself, or has written nothing for a while."""
-        machine, contract = self._machine, self._machine.contract
-        if evidence.cause == "hang" and not machine.crash_signalled(evidence.boot):
-            return  # nothing made it write one
-        quiet = contract.dump.quiet_seconds * contract.deadlines.slowdown
-        written, since = -1, time.monotonic()
-        ended: list[str] = []
-
-        def went_off() -> bool:
-            off = machine.signals.of(
-                SignalKind.RESTART, SignalKind.POWER_OFF, SignalKind.PANICKED, boot=evidence.boot
+    def _make_it_dump(self, evidence: Evidence, ladder: Ladder) -> None:
+        file = ladder.make_it_dump(evidence.folder)
+        if file is None:
+            return
+        digest = self._file(evidence, file)
+        whole = file.suffix == ".dmp"
+        evidence.dumps.append(
+            CollectedDump(
+                HYPERVISOR, DumpStatus.THIS_BOOT if whole else DumpStatus.NO_DUMP,
+                "memory of the hung machine, taken from outside",
+                file.name, file.stat().st_size, digest,
             )
-            if off:
-                ended.append(f"it stopped: {off[-1].detail or off[-1].kind}")
-            elif not machine.is_on():
-                ended.append("it is off")
-            return bool(ended)
-
-        def dump_ended() -> bool:
-            nonlocal written, since
-            if went_off():
-                return True
-            try:
-                now = machine.disk_bytes_written()
-            except BackendError:
-                if machine.signals.of(SignalKind.LOST, boot=evidence.boot):
-                    raise
-                return went_off()  # it is going off just now
-            if now != written:
-                written, since = now, time.monotonic()
-                self._screenshot(evidence)
-            if time.monotonic() - since >= quiet:
-                ended.append(f"nothing was written to its disk for {quiet:g} s")
-                self._screenshot(evidence)
-                return True
-            return False
-
-        with self._rung(evidence, "wait for the dump") as rung:
-            self._say("Waiting until the machine has written its dump")
-            machine.signals.wait("the end of the dump", dump_ended, contract.deadlines.dump_writing)
-            rung.result = ended[-1]
+        )  # fmt: skip
 
     def _screenshot(self, evidence: Evidence) -> None:
         """The last screen that could be seen: the first try tells, later ones replace it."""
@@ -290,16 +230,16 @@ class Collector:
             evidence.rungs.append(Rung("screenshot", 0.0, f"{len(picture)} bytes"))
         self._file(evidence, file)
 
-    def _power_off(self, evidence: Evidence) -> None:
-        with self._rung(evidence, "power off") as rung:
+    def _power_off(self, ladder: Ladder) -> None:
+        with ladder.rung("power off") as rung:
             was_on = self._machine.is_on()
             self._machine.cut_power()
             rung.result = "power cut" if was_on else "it was off already"
 
-    def _console(self, evidence: Evidence) -> None:
+    def _console(self, evidence: Evidence, ladder: Ladder) -> None:
         if "console-log" not in self._machine.features:
             return
-        with self._rung(evidence, "console") as rung:
+        with ladder.rung("console") as rung:
             file = evidence.folder / "console.log"
             file.write_bytes(self._machine.console_bytes())
             self._file(evidence, file)
@@ -310,8 +250,8 @@ class Collector:
             told = f"; stop code 0x{codes[-1]:X}" if codes else ""
             rung.result = f"{file.stat().st_size} bytes{told}"
 
-    def _disk(self, evidence: Evidence) -> None:
-        """Copies every dump that is not safe yet; says why where there is none of this boot.
+    def _disk(self, evidence: Evidence, ladder: Ladder) -> None:
+        """Copies every dump off the powered-off disk that is not safe yet.
 
         Raises DiskError, BackendError, and OSError for a dump that the store could not take.
         """
@@ -330,13 +270,57 @@ class Collector:
                 run_began=self._run_began,
                 collected=self._collected,
             )
-            worth = WORTH_COPYING
-            if all(one.status is not DumpStatus.THIS_BOOT for one in found):
-                worth |= {DumpStatus.STALE}  # where the guest's clock is wrong, that is a guess
-            failures = [self._pull(evidence, files, one, worth) for one in found]
+            self._pull_all(evidence, ladder, files, found)
+        self._account(evidence, boot)
+
+    def _running_windows(self, evidence: Evidence, ladder: Ladder) -> int:
+        """Brings the machine up again, and copies the dumps that its Windows has put together.
+
+        Gives the last boot whose evidence is safe then: all before the one that answers. Raises
+        BackendError where it does not come up: its dumps stay on its disk.
+        """
+        machine, contract = self._machine, self._machine.contract
+        if not ladder.bring_up():
+            reason = f"it did not come up again after {evidence.folder.name}"
+            if "crashed in" in (last := evidence.rungs[-1].result):
+                reason += f" ({last.removeprefix('failed: ')})"
+            evidence.quarantine = reason
+            evidence.rungs.append(Rung("quarantine", 0.0, reason))
+            raise BackendError(f"{machine.name}: {reason}, so nobody could copy its dump")
+        guest = machine.guest
+        self._say("Looking for dumps on the running machine")
+        boot = self._seen_boot(evidence)
+        files = guest.files()
+        found: list[FoundDump] = []
+
+        def is_whole() -> bool:
+            nonlocal found
+            found = find_dumps(
+                files, contract, boot,
+                run_began=self._run_began, collected=self._collected, running=True,
+            )  # fmt: skip
+            owed = machine.crash_signalled(evidence.boot) and contract.dump.setting != "none"
+            there = any(one.status is DumpStatus.THIS_BOOT for one in found)
+            return (there or not owed) and not is_being_copied(files, contract, found)
+
+        with ladder.rung("wait for the copy of the dump") as rung:
+            machine.signals.wait(
+                "the dump to be copied", is_whole, contract.deadlines.dump_copying, boot=guest.boot
+            )
+            rung.result = "nothing is being copied any more"
+        self._pull_all(evidence, ladder, files, found)
+        self._account(evidence, boot)
+        return guest.boot - 1
+
+    def _pull_all(
+        self, evidence: Evidence, ladder: Ladder, files: DumpFiles, found: Sequence[FoundDump]
+    ) -> None:
+        worth = WORTH_COPYING
+        if all(one.status is not DumpStatus.THIS_BOOT for one in found):
+            worth |= {DumpStatus.STALE}  # where the guest's clock is wrong, that is a guess
+        failures = [self._pull(evidence, ladder, files, one, worth) for one in found]
         for failure in filter(None, failures):  # after all that could be copied
             raise failure
-        self._account(evidence, boot)
 
     def _account(self, evidence: Evidence, boot: SeenBoot) -> None:
         """What became of the dump of each bug check since the collection before this one."""
@@ -403,7 +387,12 @@ class Collector:
         )  # fmt: skip
 
     def _pull(
-        self, evidence: Evidence, files: DiskFiles, found: FoundDump, worth: Collection[DumpStatus]
+        self,
+        evidence: Evidence,
+        ladder: Ladder,
+        files: DumpFiles,
+        found: FoundDump,
+        worth: Collection[DumpStatus],
     ) -> Exception | None:
         """Copies one dump if it is worth it and not safe yet; what went wrong, if anything."""
         header = found.header
@@ -417,7 +406,7 @@ class Collector:
             return DiskError(found.detail)  # what nobody could look at may be the dump
         if found.status not in worth or found.fingerprint in self._collected:
             return None
-        with self._rung(evidence, f"copy {found.path}") as rung:
+        with ladder.rung(f"copy {found.path}") as rung:
             try:
                 file = copy_dump(files, found, evidence.folder, self._progress(found))
             except (OSError, DiskError) as error:

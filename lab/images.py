@@ -122,6 +122,8 @@ class ImageStore:
             contract = load_contract(source.contract)
         except ContractError as error:
             raise ConfigError(str(error)) from None
+        if source.installed:
+            return Image(name, contract, None, symbols=source.symbols)
         disk = source.disk or self._built(source, say)
         self._check_file(name, "disk", disk)
         disk_format(disk)
@@ -141,10 +143,14 @@ class ImageStore:
         )
 
     def identity(self, image: Image) -> Identity:
-        """Path and hash of all that makes the image what it is. Raises ImageError."""
-        chain = _backing_chain(image.disk)
-        parts = {"disk": chain[0]}
-        parts |= {f"backing-{number}": file for number, file in enumerate(chain[1:], 1)}
+        """Path and hash of all that makes the image what it is. Raises ImageError.
+
+        Of one that is installed on a machine already nobody knows more than its contract.
+        """
+        chain = _backing_chain(image.disk) if image.disk else []
+        parts = {
+            f"backing-{number}" if number else "disk": file for number, file in enumerate(chain)
+        }
         if image.nvram is not None:
             parts["nvram"] = image.nvram
         if image.memory is not None:

@@ -53,8 +53,13 @@ class Lab:
         """Where each run has its folder."""
         return self.config.store / "runs"
 
-    def slots(self, name: str | None = None, tags: Sequence[str] = ()) -> list[str]:
-        """The slots of a [machines.NAME] table, or one slot, or all; with all of the tags."""
+    def slots(
+        self, name: str | None = None, tags: Sequence[str] = (), image: str | None = None
+    ) -> list[str]:
+        """The slots of a [machines.NAME] table, or one slot, or all; with all of the tags.
+
+        image: those only that can be put into its state or, where it is installed, have it.
+        """
         wanted = set(tags)
         found = [
             slot.name
@@ -68,12 +73,37 @@ class Lab:
                 f"{self.config.file}: {asked}{with_tags} is wanted, and there is none; known:"
                 f" {', '.join(self.config.slots()) or 'no machine at all'}"
             )
-        return found
+        if image is None:
+            return found
+        installed = self.config.image(image).installed
+        fitting = [one for one in found if ("disk" in self.features_of(one)) is not installed]
+        if not fitting:
+            why = (
+                "is installed on physical machines only"
+                if installed
+                else "has a disk, and nothing can be written to theirs: it takes an image with"
+                " installed = true"
+            )
+            raise LabError(
+                f"{self.config.where('images', image)}: image {image} does not fit"
+                f" {', '.join(found)}: it {why}"
+            )
+        return fitting
 
     def lease(
-        self, slots: Sequence[str], *, purpose: str, run_id: str, wait: float, say: Say
+        self,
+        slots: Sequence[str],
+        *,
+        purpose: str,
+        run_id: str,
+        wait: float,
+        say: Say,
+        quarantined: bool = False,
     ) -> Lease:
-        """Leases any one of some slots; waits up to `wait` seconds and says for whom."""
+        """Leases any one of some slots; waits up to `wait` seconds and says for whom.
+
+        quarantined: also one that was taken out of the pool.
+        """
 
         def waiting(holdings: list[Holding]) -> None:
             said = "; ".join(f"{one.slot}: {one.holder} ({one.purpose})" for one in holdings)
@@ -86,6 +116,7 @@ class Lab:
             run_id=run_id,
             wait=wait,
             on_wait=waiting,
+            quarantined=quarantined,
         )
 
     def machine(self, lease: Lease, image: Image, folder: Path) -> Machine:
@@ -93,23 +124,21 @@ class Lab:
         lease.confirm("provision")
         slot = self.config.slots()[lease.slot]
         signals = SignalLog()
-        backend = self.factory(slot).slot(slot.name, signals)
+        backend = self.factory(slot).slot(slot.name, signals, lease.confirm)
         backend.provision(image, folder, lease.run_id)
         return Machine(backend, lease, image, signals, folder)
 
-    @staticmethod
-    def features_of(backend: str) -> frozenset[Feature]:
-        """What a backend's machines have, before any is leased."""
-        factory: type[BackendFactory] = _backend_module(backend).Factory
-        return factory.features
+    def features_of(self, slot: str) -> frozenset[Feature]:
+        """What a machine has, before it is leased."""
+        found = self.config.slots()[slot]
+        factory: type[BackendFactory] = _backend_module(found.backend).Factory
+        return factory.features_of(self.config, found)
 
     def factory(self, slot: Slot) -> BackendFactory:
         """The backend's connection for a slot's host, made when it is first needed."""
         key = (slot.backend, slot.host_name)
         if key not in self._factories:
-            self._factories[key] = _backend_module(slot.backend).Factory(
-                slot.host_name, slot.host.uri, self.config.store / "hosts"
-            )
+            self._factories[key] = _backend_module(slot.backend).Factory.of(self.config, slot)
         return self._factories[key]
 
     def run_folder(self, run: str) -> Path:

@@ -48,6 +48,14 @@ slots = sa.Table(
     sa.Column("free_from", sa.Float, nullable=False),
     sa.Column("broken", sa.String),  # why it was taken away
 )
+quarantine = sa.Table(
+    "quarantine",
+    _tables,
+    sa.Column("slot", sa.String, primary_key=True),
+    sa.Column("reason", sa.String, nullable=False),
+    sa.Column("run_id", sa.String, nullable=False),
+    sa.Column("since", sa.DateTime, nullable=False),  # UTC
+)
 requests = sa.Table(
     "requests",
     _tables,
@@ -84,6 +92,7 @@ class LeaseDatabase:
         sa.event.listen(self._engine, "begin", _on_begin)
         self._create(quiet)
         with self.transaction() as connection:
+            quarantine.create(connection, checkfirst=True)  # files of before have none
             version = connection.scalar(sa.select(store.c.version))
         if version != SCHEMA_VERSION:
             raise LeaseStoreError(

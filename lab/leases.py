@@ -22,7 +22,7 @@ from typing import Any, Literal, Self
 import sqlalchemy as sa
 
 from lab.config import Config
-from lab.lease_database import LeaseDatabase, LeaseStoreError, requests, slots
+from lab.lease_database import LeaseDatabase, LeaseStoreError, quarantine, requests, slots
 from lab.outcome import InfrastructureError, LabError
 from lab.processes import Process, boot_id, boot_time
 
@@ -51,6 +51,22 @@ class LeaseLost(InfrastructureError):  # noqa: N818 - a state, not a mistake
 State = Literal["held", "broken", "expired", "dead"]
 """broken: taken away, and until its expiry perhaps still in use. expired: its holder was not heard
 of in time. dead: its holder's process ended without giving it back. The last two are free."""
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A machine that nobody gets before a person gives it back. since: UTC."""
+
+    slot: str
+    reason: str
+    run_id: str
+    since: datetime
+
+    def __str__(self) -> str:
+        return (
+            f"{self.slot} is taken out of the pool since {self.since:%Y-%m-%d %H:%M:%S} UTC, run"
+            f" {self.run_id}: {self.reason}"
+        )
 
 
 @dataclass(frozen=True)
@@ -201,12 +217,14 @@ class LeaseStore:
         run_id: str,
         wait: float,
         on_wait: Callable[[list[Holding]], None] | None = None,
+        quarantined: bool = False,
     ) -> Lease:
         """The first free machine of `candidates`; who asked first is served first.
 
         wait: seconds. on_wait is called with who holds the candidates, when waiting begins and
-        whenever that changes. Raises UnknownSlotError at once, LeaseUnavailable when the time is
-        over.
+        whenever that changes. quarantined: also one that was taken out of the pool, to look at it.
+        Raises UnknownSlotError at once, LeaseUnavailable when the time is over, or when all
+        candidates are out of the pool.
         """
         self._refuse_unknown(candidates)
         end = boot_time() + wait
@@ -218,6 +236,8 @@ class LeaseStore:
         try:
             while True:
                 with self._database.transaction() as connection:
+                    if not quarantined:  # one may have been taken out since
+                        candidates = _in_the_pool(connection, candidates)
                     granted = self._grant(connection, ticket, candidates, purposes)
                     holdings = _holdings(connection)
                     quiet = self._database.quiet_seconds(connection)
@@ -245,6 +265,32 @@ class LeaseStore:
         """Gives a machine back, if the lease with this token still holds it."""
         with self._database.transaction() as connection:
             connection.execute(sa.update(slots).where(*_held(slot, token)).values(held=False))
+
+    def quarantine(self, slot: str, reason: str, *, run_id: str) -> None:
+        """Takes a machine out of the pool until put_back(); a later reason replaces the first."""
+        self._refuse_unknown([slot])
+        with self._database.transaction() as connection:
+            connection.execute(sa.delete(quarantine).where(quarantine.c.slot == slot))
+            connection.execute(
+                sa.insert(quarantine).values(
+                    slot=slot,
+                    reason=reason,
+                    run_id=run_id,
+                    since=datetime.now(UTC).replace(tzinfo=None),
+                )
+            )
+
+    def put_back(self, slot: str) -> bool:
+        """Puts a machine back into the pool; False if it was in it."""
+        self._refuse_unknown([slot])
+        with self._database.transaction() as connection:
+            done = connection.execute(sa.delete(quarantine).where(quarantine.c.slot == slot))
+            return done.rowcount > 0
+
+    def quarantined(self) -> dict[str, Quarantined]:
+        """What is out of the pool, by the machines' names."""
+        with self._database.transaction() as connection:
+            return _quarantined(connection)
 
     def break_lease(self, slot: str, reason: str) -> bool:
         """Takes a machine from its holder, who is told `reason` at the next heartbeat.
@@ -393,6 +439,27 @@ def _holding(row: sa.Row[Any]) -> Holding:
         host=row.host,
         broken=row.broken or "",
     )
+
+
+def _quarantined(connection: sa.Connection) -> dict[str, Quarantined]:
+    rows = connection.execute(sa.select(quarantine).order_by(quarantine.c.slot))
+    return {
+        row.slot: Quarantined(row.slot, row.reason, row.run_id, row.since.replace(tzinfo=UTC))
+        for row in rows
+    }
+
+
+def _in_the_pool(connection: sa.Connection, candidates: Sequence[str]) -> list[str]:
+    """Those that somebody may get; to wait for others would be to wait for a person."""
+    out = _quarantined(connection)
+    found = [slot for slot in candidates if slot not in out]
+    if not found:
+        said = "\n".join(f"  {out[slot]}" for slot in candidates)
+        raise LeaseUnavailable(
+            f"no machine is in the pool:\n{said}\nLook at it (lab health MACHINE), then lab"
+            " machines --release MACHINE"
+        )
+    return found
 
 
 def _unavailable(

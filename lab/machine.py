@@ -23,6 +23,7 @@ from lab.outcome import CandidateError, HungError, LabError
 from lab.signals import DeadlineError, SignalKind, SignalLog
 
 if TYPE_CHECKING:
+    from lab.guest.ssh_link import SshLink
     from lab.leases import Lease
 
 T = TypeVar("T")
@@ -145,6 +146,7 @@ class Machine:
     def shut_down(self) -> None:
         """Presses the power button and waits until it is off; HungError beyond the deadline."""
         boot = self.boot
+        self.require("power-button")
         self.signals.announce_restart()
         self._call("power button", self._backend.press_power_button, boot=boot)
         self._wait_until_off("shut down after the power button", boot)
@@ -156,7 +158,8 @@ class Machine:
         self.signals.announce_restart()
         how(guest)
         self._wait_until_off("restart", boot)
-        self.start()
+        if self.boot == boot:  # else it does that by itself
+            self.start()
         self.wait_for_agent()
 
     def _wait_until_off(self, what: str, boot: int) -> None:
@@ -164,6 +167,8 @@ class Machine:
             return bool(self.signals.of(SignalKind.RESTART, SignalKind.POWER_OFF, boot=boot))
 
         deadline = self.contract.deadlines.shutdown
+        if "hold-restart" not in self.features:  # only its next boot tells
+            deadline += self.contract.deadlines.boot_to_agent
         try:
             self.signals.wait(f"{self.name} to {what}", is_off, deadline, boot=boot)
         except DeadlineError as error:
@@ -182,7 +187,20 @@ class Machine:
         """Presses the reset button. Raises MachineCrashed if it crashed before."""
         self._raise_if_crashed()
         self.signals.announce_restart()
+        self.require("reset")
         self._call("reset", self._backend.reset)
+
+    def bring_back(self, how: Literal["reset", "power-cycle"]) -> None:
+        """Makes a machine boot again whose evidence only a running Windows can give.
+
+        Only lab.evidence calls it: what it overwrites, it overwrites.
+        """
+        self.signals.announce_restart()
+        if how == "reset":
+            self.require("reset")
+            self._call("reset", self._backend.reset)
+        else:
+            self._call("power cycle", self._backend.power_cycle, deadline=HYPERVISOR_SECONDS)
 
     def nmi(self) -> None:
         """Sends a non-maskable interrupt; Windows answers with bug check 0x80."""
@@ -238,6 +256,7 @@ class Machine:
 
     def disk_bytes_written(self) -> int:
         """Bytes the machine wrote since power-on."""
+        self.require("disk-activity")
         return self._call("disk statistics", self._backend.disk_bytes_written)
 
     def dump_memory(self, destination: Path, file_format: Literal["elf", "win-dmp"]) -> None:
@@ -270,8 +289,8 @@ class Machine:
     @property
     def guest(self) -> Guest:
         """A handle on the current boot's Windows; stale as soon as that boot ends."""
-        self.require("agent")
         kind = self.contract.agent.kind.replace("-", "_")
+        self.require("ssh" if kind == "ssh" else "agent")
         channel: Guest = importlib.import_module(f"lab.guest.{kind}").open_guest(self)
         return channel
 
@@ -283,6 +302,14 @@ class Machine:
             lambda: self._backend.agent(command, arguments, deadline),
             boot=boot,
             deadline=deadline + HYPERVISOR_SECONDS,
+        )
+
+    def ssh(self, what: str, ask: Callable[[SshLink], T], *, boot: int, deadline: float) -> T:
+        """Something asked over SSH, for lab.guest; `ask` keeps the deadline by itself."""
+        self.require("ssh")
+        link = self._backend.ssh()
+        return self._call(
+            what, lambda: ask(link), boot=boot, deadline=deadline + HYPERVISOR_SECONDS
         )
 
     def wait_for_agent(self) -> Guest:
@@ -328,6 +355,7 @@ class Machine:
     def edit(self, edits: Sequence[Edit]) -> list[EditDone]:
         """Changes files of the powered-off machine's overlay; its evidence must be sealed."""
         self._refuse_unsealed("edit the disk")
+        self.require("disk")
         if self.is_on():
             raise LabError(f"{self.name} is on: power it off before its disk is edited")
         try:
@@ -364,6 +392,7 @@ class Machine:
 
     def overlay(self) -> Path:
         """The file of the machine's own disk layer; for evidence that could not be collected."""
+        self.require("disk")
         return self._backend.disk_overlay()
 
     def dispose(self, *, keep_disk: bool) -> None:

@@ -60,7 +60,9 @@ def _contents_again(
     if candidate is None:
         raise RecordError(f"run {record.run_id} has no candidate: there is nothing to do again")
     purpose = f"repro of {record.run_id}"
-    with leased(lab, options.machine, purpose=purpose, wait=options.wait, say=say) as lease:
+    with leased(
+        lab, options.machine, image=record.image, purpose=purpose, wait=options.wait, say=say
+    ) as lease:
         return run_once(
             lab, lease, record.scenario,
             image=record.image, candidate=candidate, contents=contents,

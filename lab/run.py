@@ -232,7 +232,8 @@ class Run:
         if isinstance(error, HungError) and self._was_unheard():
             outcome = Outcome.INFRASTRUCTURE
             reason += "; its hypervisor's daemon was away in this boot, and the silence may be its"
-        crashed = self.machine.crash_signalled(self.machine.boot) and not self._evidence_is_taken()
+        boot = self.boot_of(error)
+        crashed = self.machine.crash_signalled(boot) and not self._evidence_is_taken(boot)
         trouble: EvidenceError | None = None
         try:
             if self.evidence_waits() or isinstance(error, MachineDown | HungError):
@@ -251,10 +252,25 @@ class Run:
             self.note_outcome(what, outcome, reason)
         if trouble is not None:
             self.say(str(trouble))
-            self.note_outcome(
-                f"evidence of boot {self.machine.boot}", trouble.outcome, str(trouble)
-            )
+            self.note_outcome(f"evidence of boot {boot}", trouble.outcome, str(trouble))
+            self._note_loop(before_the_candidate)
         return outcome
+
+    def _note_loop(self, before_the_candidate: bool) -> None:
+        """Of a machine that could not be held: it crashed again and again under the collection."""
+        if not is_boot_loop(self.machine.signals, self.machine.contract):
+            return
+        row = crashes_in_a_row(self.machine.signals)
+        reason = f"{row} boots in a row crashed, the last before its agent answered"
+        loop = Outcome.INFRASTRUCTURE if before_the_candidate else Outcome.BOOT_LOOPING
+        self.note_outcome("recovery", loop, reason)
+
+    def boot_of(self, error: BaseException) -> int:
+        """Which boot went down: of a machine that nobody holds, another may have begun since."""
+        if isinstance(error, MachineDown):
+            return error.signal.boot
+        unsealed = self.machine.unsealed_boot
+        return self.machine.boot if unsealed is None else unsealed
 
     def _was_unheard(self) -> bool:
         """Whether the channel to this boot broke: then silence is no proof of a hang."""
@@ -290,10 +306,11 @@ class Run:
         """
         assert self._collector is not None
         machine = self.machine
-        if self._evidence_is_taken():
+        boot = self.boot_of(error)
+        if self._evidence_is_taken(boot):
             return None
-        hung = isinstance(error, HungError) and not machine.crash_signalled(machine.boot)
-        restarted = isinstance(error, MachineDown) and not machine.crash_signalled(machine.boot)
+        hung = isinstance(error, HungError) and not machine.crash_signalled(boot)
+        restarted = isinstance(error, MachineDown) and not machine.crash_signalled(boot)
         cause: Cause = "hang" if hung else "restart" if restarted else "crash"
         self.say(
             {
@@ -302,26 +319,34 @@ class Run:
                 "crash": "It has stopped with a bug check",
             }[cause]
         )
-        crash = CrashRecord(
-            boot=machine.boot, evidence=f"evidence/boot-{machine.boot}-{cause}", cause=cause
-        )
+        crash = CrashRecord(boot=boot, evidence=f"evidence/boot-{boot}-{cause}", cause=cause)
         self.record.crashes.append(crash)
         try:
-            self._triage(self._collector.collect(cause), crash)
+            self._triage(self._collector.collect(cause, boot), crash)
         except BaseException as lost:  # also Ctrl-C: it is tried once
             crash.summary = f"its evidence is incomplete: {str(lost) or type(lost).__name__}"
+            if isinstance(lost, EvidenceError) and lost.evidence.quarantine:
+                self.quarantine(lost.evidence.quarantine)
             raise
         finally:
             self.record.save(self.folder)
         return crash
 
-    def _evidence_is_taken(self) -> bool:
-        """Whether this boot's evidence was collected, or that was tried."""
-        return any(one.boot == self.machine.boot for one in self.record.crashes)
+    def quarantine(self, reason: str) -> None:
+        """Takes the machine out of the pool until a person gives it back."""
+        slot = self._lease.slot
+        self.record.machine["quarantined"] = reason
+        self.lab.leases.quarantine(slot, reason, run_id=self.record.run_id)
+        self.say(f"{slot} is taken out of the pool: {reason}. `lab machines --release {slot}`")
+
+    def _evidence_is_taken(self, boot: int) -> bool:
+        """Whether a boot's evidence was collected, or that was tried."""
+        return any(one.boot == boot for one in self.record.crashes)
 
     def evidence_waits(self) -> bool:
         """Whether something crashed and nobody tried to collect its evidence yet."""
-        return self.machine.unsealed_boot is not None and not self._evidence_is_taken()
+        boot = self.machine.unsealed_boot
+        return boot is not None and not self._evidence_is_taken(boot)
 
     def _triage(self, evidence: Evidence, crash: CrashRecord) -> None:
         """Fills in what the dump says; a bug check that only it or the console told is noted."""
@@ -362,7 +387,7 @@ class Run:
     def can_recover(self) -> bool:
         """Whether it went down by a fault of the product, and its evidence is safe."""
         return (
-            self._evidence_is_taken()
+            bool(self.record.crashes)
             and self.machine.unsealed_boot is None
             and self.record.outcomes[-1].outcome.is_bad_product
         )
@@ -376,8 +401,9 @@ class Run:
         machine = self.machine
         self.record.recovered = False
         while True:
-            self.say(f"Letting it boot again (boot {machine.boot + 1})")
-            machine.start()
+            if "disk" in machine.features:  # else it came up again to give its dump
+                self.say(f"Letting it boot again (boot {machine.boot + 1})")
+                machine.start()
             try:
                 machine.wait_for_agent()
                 if self.installed and self.needs_candidate().content is not None:
@@ -403,6 +429,9 @@ class Run:
 
     def _edit_disk(self) -> bool:
         """The candidate's recovery edits on the powered-off disk; False where it has none."""
+        if "disk" not in self.machine.features:
+            self.say("Nothing can be edited on its disk: it stays as it is")
+            return False
         edits = self._steps().recovery_edits() if self.installed else []
         if not edits:
             self.say("The candidate has no recovery edits: it stays down")

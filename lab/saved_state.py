@@ -22,6 +22,8 @@ def with_memory(lab: Lab, lease: Lease, image: Image, say: Callable[[str], None]
 
     Made once, on the leased machine, and kept in the store until image or contract change.
     """
+    if "save-restore" not in lab.features_of(lease.slot):
+        raise LabError(f"machine {lease.slot} cannot save its memory: it has no save-restore")
     identity = lab.images.identity(image)
     # Another version of the lab may describe its machines otherwise.
     made_of = version("bugcheck-lab") + "".join(

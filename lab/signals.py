@@ -117,12 +117,21 @@ class SignalLog:
     def add(self, kind: SignalKind, source: str, detail: str = "") -> Signal:
         """Notes a signal of the current boot and wakes every waiting thread."""
         with self._changed:
-            if kind in {SignalKind.POWER_ON, SignalKind.RESTORED}:
-                self._boot += 1
-            signal = Signal(kind, self._boot, datetime.now(UTC), time.monotonic(), source, detail)
-            self._signals.append(signal)
-            self._changed.notify_all()
-            return signal
+            return self._add(kind, source, detail)
+
+    def add_restart(self, source: str, detail: str) -> None:
+        """It restarted and boots again by itself: nobody sees one without the other."""
+        with self._changed:
+            self._add(SignalKind.RESTART, source, detail)
+            self._add(SignalKind.POWER_ON, source, f"it boots again after: {detail}")
+
+    def _add(self, kind: SignalKind, source: str, detail: str) -> Signal:
+        if kind in {SignalKind.POWER_ON, SignalKind.RESTORED}:
+            self._boot += 1
+        signal = Signal(kind, self._boot, datetime.now(UTC), time.monotonic(), source, detail)
+        self._signals.append(signal)
+        self._changed.notify_all()
+        return signal
 
     def wake(self) -> None:
         """Has every waiting thread ask its condition again now: something else has happened."""

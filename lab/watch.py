@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from images.contract import Contract
-from lab.outcome import SEVERITY, LabError, Outcome
+from lab.machine import Machine
+from lab.outcome import SEVERITY, InfrastructureError, LabError, Outcome
 from lab.signals import SignalKind, SignalLog
 
 
@@ -32,6 +33,27 @@ def is_boot_loop(signals: SignalLog, contract: Contract, *, besides: Collection[
     if not crashes or (agent and agent[0].monotonic < crashes[0].monotonic):
         return False
     return crashes_in_a_row(signals, besides=besides) >= contract.boot.loop_after_crashes
+
+
+def signs_of_life(machine: Machine, boot: int) -> str:
+    """What is seen of a machine that is said to hang; each of it alone would be a weak sign."""
+    signals = machine.signals
+    agent = signals.of(SignalKind.AGENT_UP, SignalKind.AGENT_DOWN, boot=boot)
+    signs = [f"its agent {_AGENT[agent[-1].kind] if agent else 'never answered in this boot'}"]
+    if "console-log" in machine.features:
+        silent = machine.watch_console().log.silent_for
+        signs.append(f"its console has been silent for {silent:.1f} s")
+    try:
+        signs.append(f"its power is {'on' if machine.is_on() else 'off'}")
+    except InfrastructureError as error:
+        signs.append(f"its power cannot be read ({error})")
+    return "; ".join(signs)
+
+
+_AGENT = {
+    SignalKind.AGENT_UP: "is connected and silent",
+    SignalKind.AGENT_DOWN: "was there and is gone",
+}
 
 
 def outcome_of(error: BaseException) -> Outcome:

@@ -7,11 +7,12 @@ BLUESCREEN instance of the in-band XML) and public captures of it.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from lab.console.log import Log
 from lab.signals import SignalKind, SignalLog
 
-_STOP_CODE = re.compile(
+STOP_CODE = re.compile(
     rb'<PROPERTY NAME="STOPCODE" TYPE="string"><VALUE>"0x([0-9A-Fa-f]{1,8})"</VALUE>'
 )
 _LONGEST = 256
@@ -20,15 +21,21 @@ _LONGEST = 256
 
 def stop_codes(console: bytes) -> list[int]:
     """Every stop code the console has told, oldest first."""
-    return [int(found, 16) for found in _STOP_CODE.findall(console)]
+    return [int(found, 16) for found in STOP_CODE.findall(console)]
 
 
-class StopTextListener:
-    """Signals a bug check as soon as the console tells one; for machines nobody else hears."""
+class ConsoleListener:
+    """Calls back for each text of a pattern that comes from now on, in the order they came.
 
-    def __init__(self, log: Log, signals: SignalLog) -> None:
+    No text may be longer than 256 bytes. told: called in the thread that reads the console.
+    """
+
+    def __init__(
+        self, log: Log, pattern: re.Pattern[bytes], told: Callable[[re.Match[bytes]], None]
+    ) -> None:
         self._log = log
-        self._signals = signals
+        self._pattern = pattern
+        self._told = told
         self._offset = log.size
         log.listen(self._look)
 
@@ -37,13 +44,23 @@ class StopTextListener:
         start = self._offset
         said = self._log.read(start)
         ends = 0
-        for found in _STOP_CODE.finditer(said):
+        for found in self._pattern.finditer(said):
             ends = found.end()
-            code = int(found[1], 16)
-            self._signals.add(SignalKind.BUG_CHECK, "console", f"stop code 0x{code:X}")
+            self._told(found)
         # A text that has only begun is looked at again with its end.
         self._offset = start + max(ends, len(said) - _LONGEST)
 
     def close(self) -> None:
         """Ends it."""
         self._log.forget(self._look)
+
+
+class StopTextListener(ConsoleListener):
+    """Signals a bug check as soon as the console tells one; for machines nobody else hears."""
+
+    def __init__(self, log: Log, signals: SignalLog) -> None:
+        def told(found: re.Match[bytes]) -> None:
+            code = int(found[1], 16)
+            signals.add(SignalKind.BUG_CHECK, "console", f"stop code 0x{code:X}")
+
+        super().__init__(log, STOP_CODE, told)

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from lab.backend import BackendError
 from lab.outcome import CandidateError
+from lab.signals import DOWN_KINDS, DeadlineError
+
+if TYPE_CHECKING:
+    from lab.dumps import DumpFiles
+    from lab.machine import Machine
 
 
 @dataclass(frozen=True)
@@ -76,3 +83,25 @@ class Guest(ABC):
     @abstractmethod
     def set_time(self, time: datetime) -> None:
         """Sets the guest's clock."""
+
+    def files(self) -> DumpFiles:
+        """The files of the running machine, to look for dumps. Raises BackendError if it cannot."""
+        raise BackendError(f"{type(self).__name__} cannot look for dumps of a running machine")
+
+
+def wait_for_a_reason(machine: Machine, boot: int, answers: Callable[[], bool]) -> None:
+    """A channel may die before the signal that says why: raises MachineCrashed and the like.
+
+    Returns when the machine went down as announced, answers again, or said nothing in time.
+    """
+
+    def knows_more() -> bool:
+        return bool(machine.signals.of(*DOWN_KINDS, boot=boot)) or answers()
+
+    deadlines = machine.contract.deadlines
+    seconds = deadlines.agent_reply
+    if not {"hold-restart", "console-log"} & machine.features:  # its next boot must tell
+        seconds += deadlines.dump_writing + deadlines.boot_to_agent
+    with suppress(DeadlineError):
+        machine.signals.wait("the reason why the agent is silent", knows_more, seconds, boot=boot)
+    machine.signals.raise_if_down(boot)

@@ -13,8 +13,8 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from lab.backend import AgentError, AgentSilent, AgentUnreachable
-from lab.guest.base import CommandResult, Guest, GuestFileNotFoundError
-from lab.signals import DOWN_KINDS, DeadlineError
+from lab.guest.base import CommandResult, Guest, GuestFileNotFoundError, wait_for_a_reason
+from lab.signals import DeadlineError
 
 if TYPE_CHECKING:
     from lab.machine import Machine
@@ -44,26 +44,8 @@ class QemuGuestAgent(Guest):
         try:
             return self._machine.agent(command, named, boot=self.boot)
         except (AgentUnreachable, AgentSilent):
-            self._wait_for_a_reason()
+            wait_for_a_reason(self._machine, self.boot, self.answers)
             raise
-
-    def _wait_for_a_reason(self) -> None:
-        """A channel may die before the signal that says why: raises MachineCrashed and the like.
-
-        Returns when the machine went down as announced, answers again, or said nothing in time.
-        """
-
-        def knows_more() -> bool:
-            return bool(self._machine.signals.of(*DOWN_KINDS, boot=self.boot)) or self.answers()
-
-        with suppress(DeadlineError):
-            self._machine.signals.wait(
-                "the reason why the agent is silent",
-                knows_more,
-                self._machine.contract.deadlines.agent_reply,
-                boot=self.boot,
-            )
-        self._machine.signals.raise_if_down(self.boot)
 
     def answers(self) -> bool:
         """Whether the channel answers now."""

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from lab.outcome import LabError
 from lab.power.base import PowerDevice, Secrets
+from lab.power.bmc import Bmc
 
 ENTRY_POINTS = "bugcheck_lab.power"
 """The group in which a third party's package names its device class: NAME = "package:Class"."""
@@ -52,6 +53,13 @@ def device_class(backend: str) -> type[PowerDevice]:
         ) from error
     device: type[PowerDevice] = module.Device
     return device
+
+
+def is_bmc(table: Mapping[str, Any] | None) -> bool:
+    """Whether a [power.NAME] table is a BMC's; one that is wrong is told by problems()."""
+    if table is None or any(problems(table)):
+        return True
+    return issubclass(device_class(str(table.get("backend"))), Bmc)
 
 
 def problems(table: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:

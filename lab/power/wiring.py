@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from lab.config import Config, ConfigError
 from lab.power.base import PowerDevice, Witness
@@ -19,12 +20,17 @@ def open_power(config: Config, device: str) -> PowerDevice:
     return open_device(device, tables[device], config.secret)
 
 
-def wire_of(config: Config, machine: str) -> tuple[str, str] | None:
-    """(device, outlet) of a machine by its slot's name; None where lab.toml names no power."""
-    power = config.settings.machines[config.slots()[machine].machine].power
-    if power is None:
+def wire_of(
+    config: Config, machine: str, part: Literal["power", "bmc"] = "power"
+) -> tuple[str, str] | None:
+    """(device, outlet) of a machine by its slot's name; None where lab.toml names none.
+
+    part: what switches it, or its BMC.
+    """
+    wire: str | None = getattr(config.settings.machines[config.slots()[machine].machine], part)
+    if wire is None:
         return None
-    device, _, outlet = power.partition(":")
+    device, _, outlet = wire.partition(":")
     return device, outlet or str(outlet_of(config.settings.power[device]))
 
 

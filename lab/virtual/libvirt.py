@@ -14,16 +14,19 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from lab.backend import (
     OVERLAY,
     Backend,
     BackendError,
     BackendFactory,
+    Confirm,
     Feature,
     Image,
+    unleased,
 )
+from lab.config import Config, Slot
 from lab.console.log import Log
 from lab.disks.blocks import BlockSource
 from lab.disks.overlay import open_overlay
@@ -56,11 +59,14 @@ FEATURES: frozenset[Feature] = frozenset(
         "console-type",
         "debugger-port",
         "disk",
+        "disk-activity",
         "hold-restart",
         "keys",
         "memory-dump",
         "memory-read",
         "nmi",
+        "power-button",
+        "reset",
         "save-restore",
         "screenshot",
     }
@@ -110,6 +116,11 @@ class LibvirtBackend(Backend):
 
     def provision(self, image: Image, folder: Path, run_id: str) -> None:
         """See Backend. COM1's log and its times stay in the folder, whatever happens."""
+        if image.disk is None:
+            raise BackendError(
+                f"image {image.name} has no disk: it is for machines that have it installed"
+                " already, and a virtual machine has nothing installed"
+            )
         identity = DomainIdentity(str(uuid.uuid4()), self._slot, run_id)
         if not NAME.fullmatch(identity.name):
             raise BackendError(
@@ -410,8 +421,6 @@ class Factory(BackendFactory):
     scratch: a folder for what daemons print.
     """
 
-    features = FEATURES
-
     def __init__(self, host_name: str, uri: str, scratch: Path) -> None:
         self._host_name = host_name
         self._uri = uri
@@ -419,7 +428,18 @@ class Factory(BackendFactory):
         self._lock = threading.Lock()
         self._open: tuple[Connection, Daemon] | None = None
 
-    def slot(self, name: str, signals: SignalLog) -> Backend:
+    @classmethod
+    def of(cls, config: Config, slot: Slot) -> Self:
+        """See BackendFactory."""
+        assert slot.host is not None  # lab.config has looked
+        return cls(slot.host_name, slot.host.uri, config.store / "hosts")
+
+    @classmethod
+    def features_of(cls, config: Config, slot: Slot) -> frozenset[Feature]:
+        """See BackendFactory."""
+        return FEATURES
+
+    def slot(self, name: str, signals: SignalLog, confirm: Confirm = unleased) -> Backend:
         """See BackendFactory."""
         return LibvirtBackend(*self._connected(), name, signals)
 

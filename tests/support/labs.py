@@ -243,7 +243,14 @@ def run_in(lab: TestLab) -> Iterator[Run]:
     purpose = "a test of faults"
     with (
         Lab(load_config(lab.file)) as opened,
-        leased(opened, None, purpose=purpose, wait=0, say=said.append) as lease,
+        leased(
+            opened,
+            None,
+            image=next(iter(opened.config.images)),
+            purpose=purpose,
+            wait=0,
+            say=said.append,
+        ) as lease,
     ):
         image = opened.images.image(next(iter(opened.config.images)), said.append)
         scenario = Scenario(kind="content")

@@ -116,12 +116,12 @@ def test_the_example_is_right() -> None:
         ("[machines.single]", "[machines.vm-2]", 22, ["machines.vm-2", "vm-2", "[machines.vm]"]),
         ('"own.toml"', '"absent.toml"', 7, ["images.own.contract", "a file", "absent.toml"]),
         ('contract = "own.toml"\n', "", 6, ["images.own", "expected a contract", KNOWN_IMAGE]),
-        ('disk = "own.qcow2"', "", 6, ["images.own", "disk or build", "neither"]),
+        ('disk = "own.qcow2"', "", 6, ["images.own", "disk, build or installed", "none of them"]),
         (
             'disk = "own.qcow2"',
             'disk = "own.qcow2"\nbuild = "make OUTPUT.qcow2"',
             9,
-            ["images.own.build", "disk or build", "both"],
+            ["images.own.build", "disk, build or installed", "found disk and build"],
         ),
         ('disk = "own.qcow2"', 'build = "make"', 8, ["images.own.build", "OUTPUT.qcow2", "'make'"]),
         (

@@ -1,0 +1,1 @@
+"""Machines that can be touched, composed of their parts."""
