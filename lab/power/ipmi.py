@@ -110,7 +110,7 @@ class Device(Bmc):
 
     def pulse(self, place: str, what: Literal["nmi", "reset"]) -> None:
         """`chassis power diag` or `reset`."""
-        self._ipmitool("chassis", "power", "diag" if what == "nmi" else "reset")
+        self._ipmitool("chassis", "power", "diag" if what == "nmi" else "reset", attempts=1)
 
     def set_next_boot(self, place: str, device: BootDevice) -> None:
         """`chassis bootdev`: for the next boot only, and a minute with some BMCs."""
@@ -137,20 +137,25 @@ class Device(Bmc):
         port = "" if self.settings.port == 623 else f":{self.settings.port}"
         return f"BMC {self.name} (ipmi://{self.settings.address}{port})"
 
-    def _ipmitool(self, *command: str) -> str:
-        """Runs one command and gives what it said. Raises UnreachableError or RefusedError."""
+    def _ipmitool(self, *command: str, attempts: int | None = None) -> str:
+        """Runs one command and gives what it said. Raises UnreachableError or RefusedError.
+
+        attempts: how often ipmitool sends it while there is no answer; as in the timing if not
+        given.
+        """
         settings, timing = self.settings, self.timing
+        attempts = attempts or timing.attempts
         seconds = max(1, math.ceil(timing.answer_seconds))  # it knows whole ones only
         # Verbose, or a wrong password looks like a BMC that is not there.
         arguments = [
             *(IPMITOOL, "-v", "-I", "lanplus", "-H", settings.address, "-p", str(settings.port)),
             *("-U", settings.user, "-L", settings.privilege, "-C", str(settings.cipher_suite)),
-            *("-N", str(seconds), "-R", str(timing.attempts), "-E", *command),
+            *("-N", str(seconds), "-R", str(attempts), "-E", *command),
         ]
         # Not on the command line, which every user of this host can read. ipmitool looks for both.
         password = self._password.get_secret_value()
         names = ("IPMITOOL_PASSWORD", "IPMI_PASSWORD")
-        limit = seconds * (timing.attempts + 1) * 2 + LIMIT_SECONDS
+        limit = seconds * (attempts + 1) * 2 + LIMIT_SECONDS
         try:
             with self._one_command:  # BMCs have few sessions
                 done = subprocess.run(

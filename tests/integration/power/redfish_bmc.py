@@ -47,7 +47,7 @@ sys.argv = ["sushy-emulator", "--config", settings]
 main.main()
 """
 FORWARD_SECONDS = 60.0
-REFUSALS = {"locked": 403, "fails": 503}
+REFUSALS = {"locked": 403, "conflict": 409, "fails": 503}
 
 
 class SushyEmulator:
@@ -132,7 +132,8 @@ class FrontDoor:
 
     has_sessions: else it takes user and password with each request only. other: the path of the
     system that it switches by mistake. mode: as in the conformance suite, and "fails": HTTP 503;
-    "already off": HTTP 409 to an order to switch off what is off; "nonsense": `nonsense` is every
+    "already off": HTTP 409 to an order to switch off what is off, "conflict": to all orders;
+    "new schema": systems have LocationIndicatorActive; "nonsense": `nonsense` is every
     answer's body.
     """
 
@@ -143,6 +144,8 @@ class FrontDoor:
         self.other = ""
         self.nonsense = b""
         self.password = PASSWORD
+        self.light = False
+        """LocationIndicatorActive."""
         self.logins = 0
         """Sessions that were asked for."""
         self.resets: list[str] = []
@@ -273,6 +276,8 @@ class FrontDoor:
             root = json.loads(answer)
             root["Links"] = {"Sessions": {"@odata.id": SESSIONS}}
             return json.dumps(root).encode()
+        if self._mode == "new schema" and b'"IndicatorLED"' in answer:
+            return json.dumps(json.loads(answer) | {"LocationIndicatorActive": self.light}).encode()
         if self._mode == "flapping" and path == self._flapping:
             self._flips += 1
             system = json.loads(answer)
@@ -285,10 +290,10 @@ class FrontDoor:
         """Whether it answers everything with HTTP 503."""
         return self._mode == "fails"
 
-    @property
-    def lies(self) -> bool:
-        """Whether it takes orders and follows none."""
-        return self._mode == "lies"
+    def takes(self, change: dict[str, Any]) -> bool:
+        """Whether a change of a system ends here: what lies does nothing."""
+        self.light = bool(change.get("LocationIndicatorActive", self.light))
+        return self._mode == "lies" or "LocationIndicatorActive" in change
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -334,7 +339,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(204, b"")
         elif path.endswith("/Actions/ComputerSystem.Reset"):
             self._send(*self.door.reset(path, body))
-        elif method == "PATCH" and self.door.lies:
+        elif method == "PATCH" and self.door.takes(json.loads(body)):
             self._send(204, b"")
         else:
             status, answer = self.door.emulator.ask(method, self.path, body)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -155,19 +156,33 @@ def test_without_ipmitool(device_of: DeviceMaker, monkeypatch: pytest.MonkeyPatc
         device_of().read("system")
 
 
-def test_the_password_is_on_no_command_line(
-    device_of: DeviceMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A program that stands before ipmitool notes its command line."""
-    spy = tmp_path / "ipmitool"
-    spy.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/seen\nexec /usr/bin/ipmitool "$@"\n')
+@pytest.fixture
+def command_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program that stands before ipmitool writes its command lines here."""
+    spy, seen = tmp_path / "ipmitool", tmp_path / "seen"
+    spy.write_text(f'#!/bin/sh\necho "$@" >> {seen}\nexec {shutil.which("ipmitool")} "$@"\n')
     spy.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    return seen
+
+
+def test_the_password_is_on_no_command_line(
+    device_of: DeviceMaker, command_lines: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("IPMITOOL_PASSWORD", "of the shell, for another BMC")
     assert device_of().read("system") is PowerState.ON
-    seen = (tmp_path / "seen").read_text()
-    assert "chassis power status" in seen
+    assert "chassis power status" in (seen := command_lines.read_text())
     assert PASSWORD not in seen
+
+
+def test_an_nmi_is_sent_once(device_of: DeviceMaker, command_lines: Path) -> None:
+    device = device_of(timing={**TIMING, "attempts": 3})
+    with pytest.raises(RefusedError):
+        device.nmi("system")
+    device.read("system")
+    nmi, status = command_lines.read_text().splitlines()
+    assert " -R 1 " in nmi
+    assert " -R 3 " in status
 
 
 @pytest.mark.parametrize(

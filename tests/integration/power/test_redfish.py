@@ -220,6 +220,17 @@ def test_off_already_is_success(device_of: DeviceMaker, door: FrontDoor) -> None
     assert door.resets == ["ForceOff", "ForceOff"]
 
 
+def test_a_conflict_that_is_none_of_these_is_refused(
+    device_of: DeviceMaker, door: FrontDoor
+) -> None:
+    device = device_of()
+    place = place_of(device)
+    door.behave("conflict")
+    with pytest.raises(RefusedError, match="HTTP 409"):
+        device.order(place, PowerState.OFF)
+    device.order(place, PowerState.ON)  # it is
+
+
 def test_a_bmc_that_is_starting_is_unreachable(device_of: DeviceMaker, door: FrontDoor) -> None:
     device = device_of()
     place = place_of(device)
@@ -298,6 +309,16 @@ def test_light_and_reset(device_of: DeviceMaker, door: FrontDoor) -> None:
     device.reset(place)
     assert door.resets == ["ForceRestart"]
     assert device.about(place)["manufacturer"] == "Sushy Emulator"
+
+
+def test_light_of_a_newer_schema(device_of: DeviceMaker, door: FrontDoor) -> None:
+    device = device_of()
+    place = place_of(device)
+    door.behave("new schema")
+    for on in (True, False):
+        device.identify(place, on=on)
+        assert door.light is on
+    assert b'"IndicatorLED": "Lit"' not in door.emulator.ask("GET", place)[1]
 
 
 def test_what_it_lacks_is_known_before_it_is_asked(device_of: DeviceMaker, door: FrontDoor) -> None:
