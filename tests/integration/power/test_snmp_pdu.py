@@ -27,7 +27,14 @@ def outlet_of(pdu: SnmpPdu, outlet: str, **table: Any) -> Iterator[Outlet]:
         yield Outlet(device, outlet, lambda _: None)
 
 
-@pytest.mark.parametrize("family", FACTS)
+QUICK_FAMILIES = {"eaton-epdu", "raritan-px2", "servertech-sentry4"}
+"""Those that differ most; `make metal` has all."""
+
+
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(one, marks=() if one in QUICK_FAMILIES else pytest.mark.metal) for one in FACTS],
+)
 def test_each_family_is_known_read_and_switched(family: str, pdu_of: PduOf) -> None:
     pdu = pdu_of(family)
     with outlet_of(pdu, "machine-3") as outlet:
@@ -117,7 +124,13 @@ WRONG_CREDENTIALS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", WRONG_CREDENTIALS)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=() if "2c" in case or "key" in case else pytest.mark.metal)
+        for case in WRONG_CREDENTIALS
+    ],
+)
 def test_wrong_credentials_are_refused(case: str, pdu_of: PduOf) -> None:
     table, reason = WRONG_CREDENTIALS[case]
     pdu = pdu_of("apc-rpdu")
@@ -148,6 +161,7 @@ def test_a_pdu_without_power_is_unreachable(pdu_of: PduOf) -> None:
         pdu.start()
 
 
+@pytest.mark.metal
 def test_a_pdu_that_restarted_is_asked_on_with_its_old_keys(pdu_of: PduOf) -> None:
     """Version 3 counts a device's restarts; a client that does not follow is never let in again."""
     pdu = pdu_of("vertiv")
@@ -175,6 +189,7 @@ def test_a_model_that_the_device_is_not(pdu_of: PduOf) -> None:
         outlet.off()
 
 
+@pytest.mark.metal
 def test_a_product_of_no_family_names_the_models(pdu_of: PduOf) -> None:
     pdu = pdu_of("apc-rpdu")
     with pdu.product("1.3.6.1.4.1.8072.3.2.10"):

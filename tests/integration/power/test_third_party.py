@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from lab.power.devices import ENTRY_POINTS
 
 REPOSITORY = Path(__file__).parents[3]
@@ -31,6 +33,7 @@ def test_the_suite_runs_on_a_bench_of_others(tmp_path: Path) -> None:
     assert "the bench has no device that is flapping" in said
 
 
+@pytest.mark.metal
 def test_the_suite_fails_a_backend_that_believes_its_device(tmp_path: Path) -> None:
     (tmp_path / "gullible.py").write_text(
         "from tests.integration.power.file_relay import *\n"
