@@ -78,7 +78,7 @@ class Device(Bmc):
 
     Settings = IpmiSettings
     settings: IpmiSettings
-    default_timing = Timing(answer_seconds=5, attempts=2, deadline_seconds=30, poll_seconds=1)
+    default_timing = Timing(answer_seconds=3, attempts=2, deadline_seconds=30, poll_seconds=1)
 
     def __init__(self, name: str, settings: IpmiSettings, secrets: Secrets) -> None:
         super().__init__(name, settings, secrets)
