@@ -31,6 +31,7 @@ then it answers each request ``{"id": 1, "method": "open", "params": {...}}`` wi
 
 A dump that was received lies in a folder beside this file and is deleted with "close", with the
 next one and at the worker's end; what a worker that was killed left goes when the next one starts.
+A worker ends with its input, also where the engine hangs in a request.
 Addresses, sizes and offsets are integers in bytes. ``error.kind`` is one of ERROR_KINDS.
 
 Sources: Microsoft's documentation of dbgeng.h (IDebugClient4, IDebugControl5, IDebugSymbols4,
@@ -50,14 +51,16 @@ import importlib.util
 import io
 import json
 import os
+import select
 import shutil
 import struct
 import sys
 import tempfile
+import threading
 import traceback
 import uuid
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 PROTOCOL = 2
@@ -397,10 +400,14 @@ class Engine:
     def close(self) -> dict[str, Any]:
         """Closes the dump, if one is open, and deletes it if it was received."""
         self._end_session()
+        self.delete_received()
+        return {}
+
+    def delete_received(self) -> None:
+        """Deletes the dump if it was received, as far as the engine has not got it open."""
         if self._received:
             self._received.delete()
             self._received = None
-        return {}
 
     def _end_session(self) -> None:
         if self._open:
@@ -900,6 +907,47 @@ def _answer(engine: Engine, request: Any) -> dict[str, Any]:
         return {"error": {"kind": "engine-failed", "message": traceback.format_exc()}}
 
 
+@contextlib.contextmanager
+def _ending_with_the_host(engine: Engine) -> Iterator[None]:
+    """Ends the worker where its host is gone in the middle of a request.
+
+    A host that has waited long enough closes the input. What hangs in the engine does not notice,
+    and would stay for ever with the dump.
+    """
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(_LOOK_SECONDS):
+            if _input_is_closed():
+                engine.delete_received()
+                os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+def _input_is_closed() -> bool:
+    # Nothing is read: on Windows a read that waits holds up whoever asks about the same pipe, as
+    # every library does that is loaded.
+    if sys.platform == "win32":
+        import msvcrt  # noqa: PLC0415
+
+        kernel = ctypes.WinDLL("kernel32", use_last_error=True)
+        pipe = _PTR(msvcrt.get_osfhandle(sys.stdin.fileno()))
+        there = kernel.PeekNamedPipe(pipe, None, 0, None, None, None)
+        return not there and ctypes.get_last_error() == _ERROR_BROKEN_PIPE
+    poll = select.poll()
+    poll.register(sys.stdin.fileno(), 0)
+    return bool(poll.poll(0))
+
+
+_LOOK_SECONDS = 2.0
+_ERROR_BROKEN_PIPE = 109
+
+
 def main() -> int:
     """Answers requests until the input ends or ``quit`` comes."""
     parser = argparse.ArgumentParser(
@@ -939,7 +987,8 @@ def main() -> int:
         except ValueError as error:
             send({"id": None, "error": {"kind": "bad-request", "message": str(error)}})
             continue
-        answer = _answer(engine, request)
+        with _ending_with_the_host(engine):
+            answer = _answer(engine, request)
         answer["id"] = request.get("id")
         send(answer)
         if request.get("method") == "quit":

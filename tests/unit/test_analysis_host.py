@@ -175,12 +175,20 @@ def test_a_worker_that_is_killed_there(host: AnalysisHost, dump: Path, tmp_path:
         assert received(tmp_path / "there") == []
 
 
-def test_an_answer_that_does_not_come(host: AnalysisHost, dump: Path) -> None:
+def test_an_answer_that_does_not_come(host: AnalysisHost, dump: Path, tmp_path: Path) -> None:
+    """Nothing is left there: neither the worker that hangs nor the dump."""
     engine = SshEngine(host)
     engine.open(dump)
+    pid = tmp_path / "pid"
     with pytest.raises(EngineError, match=r"within 0\.5 s") as caught:
-        engine.command("signal.pause()", deadline=0.5)
+        engine.command(
+            f"print(os.getpid(), file=open({str(pid)!r}, 'w'), flush=True); signal.pause()",
+            deadline=0.5,
+        )
     assert caught.value.kind == "deadline"
+    worker = Path("/proc", pid.read_text().strip())
+    wait_for("the worker to end", lambda: not worker.exists(), 30)
+    assert received(tmp_path / "there") == []
     assert engine.open(dump)
     engine.shut_down()
 
