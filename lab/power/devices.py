@@ -40,7 +40,10 @@ def device_class(backend: str) -> type[PowerDevice]:
             f"expected a power backend: {', '.join(backends())}; found {backend!r}"
         )
     for entry in entry_points(group=ENTRY_POINTS, name=backend):
-        found = entry.load()
+        try:
+            found = entry.load()
+        except (ImportError, AttributeError) as error:
+            raise NoBackendError(f"{entry.value} cannot be loaded: {error}") from error
         if not (isinstance(found, type) and issubclass(found, PowerDevice)):
             raise NoBackendError(f"{entry.value} is no subclass of lab.power.base.PowerDevice")
         return found

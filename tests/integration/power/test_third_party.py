@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.power.devices import ENTRY_POINTS
+from lab.power.devices import ENTRY_POINTS, NoBackendError, device_class
 
 REPOSITORY = Path(__file__).parents[3]
 SUITE = ["--pyargs", "fixtures.power_conformance", "-p", "no:cacheprovider", "--color=no", "-rA"]
@@ -57,13 +57,26 @@ def test_the_suite_fails_a_backend_that_believes_its_device(tmp_path: Path) -> N
     assert "3 failed" in said, said
 
 
-def test_its_device_is_found_by_its_entry_point(tmp_path: Path) -> None:
-    metadata = tmp_path / "vendor-1.0.dist-info"
+def install(folder: Path, place: str) -> None:
+    """A package that names its device class, as pip leaves it."""
+    metadata = folder / "vendor-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: vendor\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text(
-        f"[{ENTRY_POINTS}]\nfile_relay = tests.integration.power.file_relay:FileRelay\n"
-    )
+    (metadata / "entry_points.txt").write_text(f"[{ENTRY_POINTS}]\nfile_relay = {place}\n")
+
+
+@pytest.mark.parametrize("place", ["nowhere:FileRelay", "json:FileRelay", "json:JSONDecoder"])
+def test_a_device_that_cannot_be_loaded_is_told(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, place)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(NoBackendError, match=place):
+        device_class("file_relay")
+
+
+def test_its_device_is_found_by_its_entry_point(tmp_path: Path) -> None:
+    install(tmp_path, "tests.integration.power.file_relay:FileRelay")
     relays = tmp_path / "relays"
     relays.mkdir()
     (relays / "relay-1").write_text("on")
