@@ -140,7 +140,9 @@ class SolTransport(Transport):
     def _environment(self) -> dict[str, str]:
         # Not on the command line, which every user of this host can read.
         password = self._line.password
-        return {**os.environ, "IPMI_PASSWORD": password.get_secret_value() if password else ""}
+        text = password.get_secret_value() if password else ""
+        # ipmitool prefers the first; the shell's must not win.
+        return {**os.environ, "IPMITOOL_PASSWORD": text, "IPMI_PASSWORD": text}
 
     def open(self, mark: Mark) -> Connection:
         """See Transport."""

@@ -76,7 +76,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Shows what the machines of a failed test last said."""
     report = yield
-    if report.failed:
+    if report.failed and call.when != "teardown":  # after that the machines are gone
         for domain in item.stash.get(_domains, []):
             for title, text in domain.last_words().items():
                 report.sections.append((f"{domain.name}: {title}", text))
