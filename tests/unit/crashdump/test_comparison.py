@@ -143,7 +143,9 @@ def inlined_at(address: int) -> list[SourceFrame]:
     return [early] if address == FAULT_RIP - 1 else []
 
 
-@pytest.mark.parametrize(("kind", "place", "change"), CHANGES, ids=str)
+@pytest.mark.parametrize(
+    ("kind", "place", "change"), CHANGES, ids=[f"{kind}-{place}" for kind, place, _ in CHANGES]
+)
 def test_each_difference_is_told(
     report: Report, kind: DifferenceKind, place: str, change: Change
 ) -> None:
