@@ -14,6 +14,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -34,6 +35,7 @@ ENDINGS: Final = (".dmp", ".mdmp", ".hdmp", ".kdmp", ".zip", ".gz", ".zst")
 """Names that dumps and archives of dumps have. Other files count if they begin as a dump does."""
 _SIGNATURES: Final = (b"PAGEDU64", b"PAGEDUMP", b"MDMP")
 _FEW: Final = 16  # dumps that one process has done before another has started
+_AT_ONCE: Final = 4  # dumps that a process is given
 
 ReportOn = Callable[[str], Report]
 """Gives the report on a dump, by a path as `open_dump` takes it; DumpError or OSError refuse."""
@@ -264,8 +266,34 @@ def _outcomes(
     if processes <= 1:
         yield from map(partial(_outcome, report_on), paths)
         return
-    with ProcessPoolExecutor(processes, initializer=_begin, initargs=(report_on,)) as pool:
-        yield from pool.map(_outcome_of_process, paths, chunksize=4)
+    done = 0
+    while done < len(paths):
+        try:
+            with _pool(processes, report_on) as pool:
+                for outcome in pool.map(_outcome_of_process, paths[done:], chunksize=_AT_ONCE):
+                    done += 1
+                    yield outcome
+        except BrokenProcessPool:
+            # Which dump it was over nobody tells; it is among the next ones.
+            for path in paths[done : done + processes * _AT_ONCE]:
+                done += 1
+                yield _outcome_alone(report_on, path)
+
+
+def _pool(processes: int, report_on: ReportOn) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(processes, initializer=_begin, initargs=(report_on,))
+
+
+def _outcome_alone(report_on: ReportOn, path: str) -> tuple[str, Seen | str]:
+    """Of a dump over which a process may have ended."""
+    try:
+        with _pool(1, report_on) as pool:
+            return pool.submit(_outcome_of_process, path).result()
+    except BrokenProcessPool:
+        return path, (
+            "the process that read it was ended: the file became shorter meanwhile, its disk "
+            "cannot read it, or memory ran out"
+        )
 
 
 _of_process: list[ReportOn] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import signal
 import struct
 import zipfile
 from datetime import UTC, datetime, timedelta
@@ -118,6 +119,24 @@ def test_several_processes_find_the_same(tmp_path: Path) -> None:
     assert several.to_dict() == triage_folder(tmp_path, processes=1).to_dict()
     assert (several.count, len(several.refused)) == (35, 5)
     assert done == list(range(1, 41))
+
+
+def end_over_one(path: str) -> Report:
+    """As the system does where memory runs out, or a mapped file becomes shorter."""
+    if path.endswith("17.dmp"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return triage(path)
+
+
+def test_a_process_that_ends_takes_one_dump_with_it(tmp_path: Path) -> None:
+    data = dump(0xD1)
+    for number in range(40):
+        (tmp_path / f"{number:02}.dmp").write_bytes(data)
+    found = triage_folder(tmp_path, end_over_one, processes=2)
+    assert found.count == 39
+    (refused,) = found.refused.items()
+    assert refused[0].endswith("17.dmp")
+    assert "was ended" in refused[1]
 
 
 def test_reports_of_another_engine(folder: Path) -> None:
