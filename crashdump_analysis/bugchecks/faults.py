@@ -95,11 +95,15 @@ Rule = Callable[[Crash], Fault | None]
 def trap_frame_third(crash: Crash) -> Fault | None:
     """0x50, 0x8E, 0xBE, 0xFC: the raw third parameter is the address of the KTRAP_FRAME.
 
-    Where the home space is not in the dump, the trap frame on the stack whose rip is parameter 3,
-    which for 0x50 the header has instead.
+    Where the home space is not in the dump, parameter 3 of the header; for 0x50 the header has the
+    instruction instead, which a trap frame on the stack has as its rip.
     """
-    found = _trap_frame(crash, crash.raw_parameter(3), "raw parameter 3")
-    return found or _trap_frame_on_the_stack(crash, crash.parameters[2])
+    third = crash.parameters[2]
+    return (
+        _trap_frame(crash, crash.raw_parameter(3), "raw parameter 3")
+        or _trap_frame(crash, third, "parameter 3")
+        or _trap_frame_on_the_stack(crash, third)
+    )
 
 
 def trap_frame_second(crash: Crash) -> Fault | None:

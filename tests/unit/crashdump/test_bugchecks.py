@@ -147,6 +147,13 @@ def test_raw_third_parameter(tmp_path: Path, code: int) -> None:
     assert found == (FAULT_RIP, "victim", f"trap frame at {TRAP_FRAME:x} (raw parameter 3)")
 
 
+def test_third_parameter_of_the_header_where_the_stack_is_missing(tmp_path: Path) -> None:
+    machine = crashed_machine(0xFC, (0xBAD, 0, TRAP_FRAME, 2))
+    machine.registers["rsp"] = 0xFFFFAB00_11110000
+    found = fault_of(machine, tmp_path)
+    assert found == (FAULT_RIP, "victim", f"trap frame at {TRAP_FRAME:x} (parameter 3)")
+
+
 def test_home_space_of_another_bug_check_is_not_believed(tmp_path: Path) -> None:
     machine = crashed_machine(0x50, (0xBAD, 0, FAULT_RIP + 1, 2))  # no frame has that rip
     machine.write_u64(machine.registers["rsp"] + 8, 0x1A, 0xBAD, 0, TRAP_FRAME)
