@@ -13,6 +13,7 @@ from crashdump_analysis.bugchecks.faults import Crash
 
 _ACCESS_VIOLATION: Final = 0xC0000005
 _SECOND_INFORMATION: Final = 0x28  # EXCEPTION_RECORD64.ExceptionInformation[1]
+_NO_ADDRESS: Final = (1 << 64) - 1  # of a general protection fault the processor tells none
 _NULL_PAGES: Final = 0x10000  # Windows never maps the first 64 KiB
 _USER_SPACE: Final = 1 << 47
 _UPPER_BITS: Final = 0x1FFFF  # bits 47 to 63: all the same in a canonical address
@@ -21,6 +22,8 @@ _UPPER_BITS: Final = 0x1FFFF  # bits 47 to 63: all the same in a canonical addre
 def evidence(crash: Crash, description: Description) -> Evidence | None:
     """Words only: the stack says whose pointer it was."""
     address = _address(crash, description)
+    if address == _NO_ADDRESS and description.named("exception") is not None:
+        return Evidence(("no address was reported, as for a pointer that is not canonical",))
     words = _kind(crash, address) if address is not None else ""
     return Evidence((words,)) if words else None
 

@@ -164,6 +164,8 @@ def test_bad_addresses_of_exceptions(tmp_path: Path) -> None:
     machine = crashed_machine(0x7E, (violation, FAULT_RIP, OBJECTS, 0))
     machine.space.write(OBJECTS, struct.pack("<I12xQI4xQQ", 0xC0000005, FAULT_RIP, 2, 0, 0x9C))
     assert "null pointer" in reported(machine, tmp_path).culprit.evidence[0]
+    unknown = crashed_machine(0x1E, (violation, FAULT_RIP, 0, (1 << 64) - 1))
+    assert "no address was reported" in reported(unknown, tmp_path).culprit.evidence[0]
     other = crashed_machine(0x1E, (0xC0000094, FAULT_RIP, 0, 0x9C))
     assert reported(other, tmp_path).culprit.evidence == ()
 
