@@ -72,6 +72,10 @@ def _culprit(report: Report) -> Iterator[str]:
         where = f" [{culprit.file} @ {culprit.line}]" if culprit.file else ""
         yield f"CULPRIT  {name}{where}"
         yield f"         {culprit.reason} (confidence: {culprit.confidence})"
+        image = next((one for one in report.modules if one.name == culprit.module), None)
+        if image is not None:
+            build = "unknown" if image.timestamp is None else f"{image.timestamp:08X}{image.size:x}"
+            yield f"         image: {image.image}, build {build}"
     if culprit.owner and culprit.owner != "MachineOwner":
         yield f"         owner: {culprit.owner}"
     for words in culprit.evidence:

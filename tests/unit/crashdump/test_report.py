@@ -179,6 +179,7 @@ def test_module_is_a_command_and_imports_nothing_heavy(tmp_path: Path) -> None:
     )
     assert done.stderr.strip() == "[]"
     assert "CULPRIT  victim" in done.stdout
+    assert "image: victim.sys, build 669A00004000" in done.stdout
 
 
 def test_triage_stays_a_function_whatever_is_imported() -> None:
