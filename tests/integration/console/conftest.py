@@ -51,7 +51,11 @@ class Process:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        wait_for(self._command[0], self._ready, DEADLINE, interval=0.01)
+        try:
+            wait_for(self._command[0], self._ready, DEADLINE, interval=0.01)
+        except BaseException:
+            self.kill()
+            raise
 
     @property
     def pid(self) -> int:
