@@ -158,6 +158,7 @@ class Collector:
                 if cause == "hang":
                     evidence.signs = signs_of_life(machine, boot)
                     self._make_it_dump(evidence, ladder)
+                    evidence.signs += f"; {ladder.said_by_sac}"
                 if cause != "hang" or machine.crash_signalled(boot):
                     ladder.wait_for_dump()
             if "disk" in machine.features:

@@ -56,6 +56,8 @@ class Ladder:
         self._rungs = rungs
         self._say = say
         self._look = look
+        self.said_by_sac = "nobody asked SAC"
+        """Whether it answered: a sign that the kernel still schedules."""
 
     @contextmanager
     def rung(self, name: str) -> Iterator[Rung]:
@@ -98,12 +100,15 @@ class Ladder:
             return self.skip(name, "the machine has no console to type on")
         with self.rung(name) as rung:
             self._say("Asking SAC for a crash dump")
+            self.said_by_sac = "SAC did not answer"
             try:
                 machine.sac().crashdump()
             except (SacAfterBugCheck, MachineCrashed) as found:
                 rung.result = f"it had crashed already: {found}"
+                self.said_by_sac = "SAC told of a bug check"
             else:
                 rung.result = "it answered with a bug check"
+                self.said_by_sac = "SAC answered, so its kernel ran"
             if not self._crashed:
                 machine.signals.add(SignalKind.BUG_CHECK, "console", "SAC was told to crash it")
         return None
@@ -189,20 +194,22 @@ class Ladder:
     def bring_up(self) -> bool:
         """Until its agent answers in a boot after this one. False where no rung brought that."""
         machine = self._machine
-        if machine.boot > self._boot or self._restarts_by_itself():
-            if self._comes_up("come up by itself", None):
-                return True
-        else:
+        is_off = bool(machine.signals.of(SignalKind.POWER_OFF, boot=self._boot))
+        if is_off:
+            self.skip("come up by itself", "it is off")
+        elif machine.boot == self._boot and not self._crashed:
             self.skip("come up by itself", "it hangs, and nothing made it crash")
+        elif not machine.contract.boot.auto_reboot:
+            self.skip("come up by itself", "the image stays at its stop screen (boot.auto_reboot)")
+        elif self._comes_up("come up by itself", None):
+            return True
         if "reset" not in machine.features:
             self.skip("reset", "the machine has no reset button")
+        elif is_off:
+            self.skip("reset", "it is off")
         elif self._comes_up("reset", "reset"):
             return True
         return self._comes_up("power cycle", "power-cycle")
-
-    def _restarts_by_itself(self) -> bool:
-        down = self._machine.signals.of(*DOWN_KINDS, boot=self._boot)
-        return bool(down) and self._machine.contract.boot.auto_reboot
 
     def _comes_up(self, name: str, how: Literal["reset", "power-cycle"] | None) -> bool:
         with self.rung(name) as rung:

@@ -20,7 +20,7 @@ from lab.disks.edit import Edit, EditDone, edit
 from lab.disks.files import DiskFiles, open_files
 from lab.guest.base import Guest
 from lab.outcome import CandidateError, HungError, LabError
-from lab.signals import DeadlineError, SignalKind, SignalLog
+from lab.signals import CRASH_KINDS, DeadlineError, SignalKind, SignalLog
 
 if TYPE_CHECKING:
     from lab.guest.ssh_link import SshLink
@@ -164,18 +164,22 @@ class Machine:
 
     def _wait_until_off(self, what: str, boot: int) -> None:
         def is_off() -> bool:
+            if self.signals.of(*CRASH_KINDS, SignalKind.LOST, boot=boot):
+                self.signals.raise_if_down(boot)
             return bool(self.signals.of(SignalKind.RESTART, SignalKind.POWER_OFF, boot=boot))
 
         deadline = self.contract.deadlines.shutdown
         if "hold-restart" not in self.features:  # only its next boot tells
             deadline += self.contract.deadlines.boot_to_agent
         try:
-            self.signals.wait(f"{self.name} to {what}", is_off, deadline, boot=boot)
+            # Not of this boot alone: where nobody holds it, the next one has begun by then.
+            self.signals.wait(f"{self.name} to {what}", is_off, deadline)
         except DeadlineError as error:
             raise HungError(f"{self.name} did not {what} within {deadline:g} s") from error
         if self.told_on_console(boot) is not None and not self.crash_signalled(boot):
             self.signals.add(SignalKind.BUG_CHECK, "console", "stop text on the console")
-        self.signals.raise_if_down(boot)
+        if self.crash_signalled(boot):
+            self.signals.raise_if_down(boot)
 
     def told_on_console(self, boot: int) -> int | None:
         """The last stop code that a boot told on the console, if it told one."""

@@ -278,11 +278,21 @@ class Run:
 
     def _hang_behind(self, error: BaseException) -> BaseException:
         """A machine that is on and no longer answers hangs, whoever noticed and however."""
-        if not isinstance(error, AgentUnreachable | AgentSilent):
+        if not isinstance(error, AgentUnreachable | AgentSilent | HungError):
             return error
         machine = self.machine
         try:
-            if machine.guest.answers() or not machine.is_on():
+            if not machine.is_on():
+                if not machine.signals.of(
+                    SignalKind.RESTART, SignalKind.POWER_OFF, boot=machine.boot
+                ):
+                    # Nobody hears a physical machine go off.
+                    machine.signals.add(
+                        SignalKind.POWER_OFF, "lab", "found off; it or somebody did it"
+                    )
+                    machine.signals.raise_if_down(machine.boot)
+                return error
+            if isinstance(error, HungError) or machine.guest.answers():
                 return error
         except LabError as reason:  # it went down, or cannot be asked
             return reason
@@ -322,7 +332,10 @@ class Run:
         crash = CrashRecord(boot=boot, evidence=f"evidence/boot-{boot}-{cause}", cause=cause)
         self.record.crashes.append(crash)
         try:
-            self._triage(self._collector.collect(cause, boot), crash)
+            evidence = self._collector.collect(cause, boot)
+            self._triage(evidence, crash)
+            if evidence.signs:
+                crash.summary += f"; seen of it: {evidence.signs}"
         except BaseException as lost:  # also Ctrl-C: it is tried once
             crash.summary = f"its evidence is incomplete: {str(lost) or type(lost).__name__}"
             if isinstance(lost, EvidenceError) and lost.evidence.quarantine:
