@@ -157,27 +157,33 @@ class _Command:
             except (DumpError, OSError) as error:
                 self._refuse(str(error))
 
-    def _each(self, dumps: Iterable[str]) -> None:
-        for dump in dumps:
+    def _each(self, dumps: Iterable[str]) -> int:
+        """Prints the report on each; how many there were."""
+        count = 0
+        for count, dump in enumerate(dumps, start=1):
             self._progress.begin(dump)
             answer = self._engine.answer(dump)
             if answer.refused:
-                self._refuse(answer.refused)
+                named = dump in answer.refused
+                self._refuse(answer.refused if named else f"{dump}: {answer.refused}")
             if answer.report is not None:
                 self._print(answer.report)
+        return count
 
     def _folder(self, path: str) -> None:
         """Groups the crashes in a folder; where engines are compared, tells of each instead."""
         # With what it needs, a single dump would take half as long again.
         from crashdump_analysis.triage.folder import dumps_in  # noqa: PLC0415
 
+        nothing = f"{path}: there is no dump below this folder"
         if self._engine.compares:
-            self._each(dumps_in(path))
+            if not self._each(dumps_in(path)):
+                self._refuse(nothing)
             return
         self._progress.begin(path)
         found = self._grouped(path)
         if not found.count and not found.refused:
-            self._refuse(f"{path}: there is no dump below this folder")
+            self._refuse(nothing)
             return
         if found.refused:
             self._status = REFUSED  # the reasons are in the text

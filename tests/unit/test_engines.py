@@ -260,6 +260,7 @@ def test_an_engine_that_is_not_there_is_looked_for_once(
     status, reports, told = run(capsys, dump, dump, "--json", "--engine", "both")
     assert status == 3
     assert told.count("/nowhere/python cannot be started") == 2
+    assert told.count(f"refused: {dump}: engine-missing") == 2
     assert [one["culprit"]["module"] for one in reports] == ["victim", "victim"]
     assert all("engine-missing" in one["comparison"]["failure"] for one in reports)
 
@@ -334,10 +335,11 @@ def test_archives_and_folders(
     assert main([str(folder)]) == 3
     assert "an ELF core" in capsys.readouterr().out
     (tmp_path / "empty").mkdir()
-    assert main([str(tmp_path / "empty"), str(dump)]) == 3
-    printed = capsys.readouterr()
-    assert "no dump below this folder" in printed.err
-    assert "CULPRIT  victim" in printed.out
+    for engine in ("portable", "pykd", "both"):
+        assert main([str(tmp_path / "empty"), str(dump), "--engine", engine]) == 3
+        printed = capsys.readouterr()
+        assert "no dump below this folder" in printed.err
+        assert "CULPRIT  victim" in printed.out
 
 
 def test_owner_rules_of_a_lab(
