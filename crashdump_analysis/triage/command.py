@@ -157,10 +157,11 @@ class _Command:
             except (DumpError, OSError) as error:
                 self._refuse(str(error))
 
-    def _each(self, dumps: Iterable[str]) -> int:
-        """Prints the report on each; how many there were."""
-        count = 0
-        for count, dump in enumerate(dumps, start=1):
+    def _each(self, dumps: Iterable[str]) -> bool:
+        """Prints the report on each; whether there was any."""
+        found = False
+        for dump in dumps:
+            found = True
             self._progress.begin(dump)
             answer = self._engine.answer(dump)
             if answer.refused:
@@ -168,7 +169,7 @@ class _Command:
                 self._refuse(answer.refused if named else f"{dump}: {answer.refused}")
             if answer.report is not None:
                 self._print(answer.report)
-        return count
+        return found
 
     def _folder(self, path: str) -> None:
         """Groups the crashes in a folder; where engines are compared, tells of each instead."""
