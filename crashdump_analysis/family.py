@@ -80,17 +80,18 @@ def family_of(
     """
     if culprit.module is None:
         return Family(f"no culprit: 0x{code:X}", (), "bug check")
+    module = culprit.module.lower()  # Windows has it as whoever installed the driver wrote it
     kind = f" ({parameters[0]:x})" if parameters[0] <= _MOST_SMALL else ""
     named = frame is not None and stack[frame].function is not None
     if own_bug_check and not named:
         # A driver that numbers its own failures has told them apart already.
-        return Family(f"{culprit.module} raises 0x{code:X}{kind}", (), "own bug check")
+        return Family(f"{module} raises 0x{code:X}{kind}", (), "own bug check")
     if frame is None:
-        return Family(f"{culprit.module} by 0x{code:X}{kind}", (), "evidence")
+        return Family(f"{module} by 0x{code:X}{kind}", (), "evidence")
     frames = tuple(_frames(stack, frame, owners, place_of))
     if set(frames) == {f"~{LEAF}"}:  # that is no shape to tell bugs apart by
         frames = (_unnamed(stack[frame], Place()),)
-    key = f"{culprit.module}!{' < '.join(frames)}"
+    key = f"{module}!{' < '.join(frames)}"
     in_one_build = any(one.startswith("+") for one in frames)
     if in_one_build:
         key = f"{key} of build {build}"

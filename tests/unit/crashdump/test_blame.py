@@ -409,6 +409,7 @@ def test_a_family_is_the_same_for_each_face_of_a_bug() -> None:
         assert family(*PLAIN, code=code) == expected
     inlined = ("nt!KiPageFault", "sensor!Match^", "sensor!Evaluate^", "sensor!Run", "sensor!Main")
     assert family(*inlined) == expected
+    assert family("nt!KiPageFault", *(one.replace("sensor", "SENSOR") for one in PLAIN)) == expected
     # Through a helper, and deeper in a recursion.
     assert family("nt!RtlCompareMemory", "sensor!memcmp", *PLAIN[1:]) == expected
     assert family("sensor!Match", "sensor!Match", "sensor!Match", *PLAIN[2:]) == expected
