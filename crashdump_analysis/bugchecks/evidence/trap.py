@@ -24,8 +24,10 @@ def evidence(crash: Crash, description: Description) -> Evidence | None:
         return None
     module = crash.modules.at(place)
     where = f"{module.name}+0x{place - module.base:x}" if module else f"{place:x}"
-    used = crash.stack[-1].registers.rsp - crash.stack[0].registers.rsp
+    # Only of these: the fault was taken on a stack of its own, somewhere else.
+    stack = [one.registers.rsp for one in crash.stack if one.registers.rip == place]
+    used = max(stack) - min(stack)
     return Evidence(
-        (f"{times} frames return to {where}: recursion; the frames found span {used} bytes",),
+        (f"{times} frames return to {where}: recursion; they span {used} bytes of stack",),
         detail="STACK_OVERFLOW",
     )

@@ -410,7 +410,9 @@ def test_recursion_at_a_double_fault(tmp_path: Path) -> None:
         rsp += 0x30
     machine.write_u64(rsp + 0x28, 0)
     found = reported(machine, tmp_path)
-    assert "recursion" in found.culprit.evidence[0]
+    words = found.culprit.evidence[0]
+    assert words.startswith("21 frames return to victim")
+    assert f"recursion; they span {20 * 0x30} bytes" in words
     assert found.bucket.id == "0x7F_STACK_OVERFLOW_victim!unknown_function"
 
 
