@@ -322,6 +322,13 @@ def test_more_wrong_bits_are_not(tmp_path: Path, parameters: tuple[int, int, int
     assert "afterwards" in found.reason
 
 
+@pytest.mark.parametrize("code", [0x19, 0x13A])
+def test_who_finds_a_damaged_pool_need_not_have_damaged_it(tmp_path: Path, code: int) -> None:
+    found = reported(crashed_machine(code, (0x20, OBJECTS, 0, 0)), tmp_path).culprit
+    assert (found.module, found.confidence) == ("victim", "medium")
+    assert found.reason.endswith("who damaged it may be another")
+
+
 def test_critical_process_and_object(tmp_path: Path) -> None:
     machine = crashed_machine(0xEF, (OBJECTS, 0, 0, 0))
     machine.space.write(OBJECTS, bytes(0x5A8) + b"csrss.exe\0".ljust(16, b"\0") + bytes(0x400))
