@@ -38,26 +38,35 @@ from crashdump_analysis.symbols import SourceFrame, SymbolPath, Symbols
 from crashdump_analysis.triage.judgement import judge
 from crashdump_analysis.unloaded_drivers import triage_unloaded_drivers, unloaded_drivers
 
+Paths = str | PathLike[str] | Iterable[str | PathLike[str]]
+"""One path, or several."""
 _VENDORS = ("GenuineIntel", "AuthenticAMD")  # as CPUID has them, and the kernel after it
 
 
 def triage(
     path: str | PathLike[str],
-    symbols: SymbolPath | Iterable[str | PathLike[str]] = (),
-    owners: Iterable[str | PathLike[str]] = (),
+    symbols: SymbolPath | Paths = (),
+    owners: Paths = (),
     progress: Callable[[str], None] | None = None,
 ) -> Report:
     """Opens a kernel dump and reports on it.
 
     path: of a dump, plain or compressed, of a zip with one dump, or PATH!member (`dump_paths` names
-    them). symbols: folders with PDBs and images, or symbol paths as Windows' debuggers read them;
-    a SymbolPath made once serves many dumps. owners: files of owner rules, read before those that
-    come along. progress: is told of unpacking that takes more than 2 s. Raises DumpError where the
-    file is no dump that is supported or a rule is wrong, and OSError where a file cannot be read or
-    unpacked here; what is missing inside a dump is a warning in the report.
+    them). symbols: a folder with PDBs and images, or a symbol path as Windows' debuggers read it,
+    or several; a SymbolPath made once serves many dumps. owners: a file of owner rules, or several,
+    read before those that come along. progress: is told of unpacking that takes more than 2 s.
+    Raises DumpError where the file is no dump that is supported or a rule is wrong, and OSError
+    where a file cannot be read or unpacked here; what is missing inside a dump is a warning in the
+    report.
     """
     with open_dump(path, progress) as dump:
-        return Analysis(dump, Symbols(symbols), owners_with(owners)).report()
+        path_of_symbols = symbols if isinstance(symbols, SymbolPath) else several(symbols)
+        return Analysis(dump, Symbols(path_of_symbols), owners_with(several(owners))).report()
+
+
+def several(paths: Paths) -> tuple[str | PathLike[str], ...]:
+    """The paths; a single one would else be taken for one a letter."""
+    return (paths,) if isinstance(paths, (str, PathLike)) else tuple(paths)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from crashdump_analysis.modules import printable_text
 from crashdump_analysis.owners import owners_with
 from crashdump_analysis.report import Report
 from crashdump_analysis.symbols import SymbolPath
-from crashdump_analysis.triage.analysis import triage
+from crashdump_analysis.triage.analysis import Paths, several, triage
 
 SCHEMA: Final = Path(__file__).parents[1] / "folder.schema.json"
 SCHEMA_VERSION: Final = 1
@@ -230,8 +230,8 @@ def triage_folder(
     folder: str | os.PathLike[str],
     report_on: ReportOn | None = None,
     *,
-    symbols: Iterable[str] = (),
-    owners: Iterable[str] = (),
+    symbols: Paths = (),
+    owners: Paths = (),
     processes: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Folder:
@@ -244,9 +244,9 @@ def triage_folder(
     """
     if not Path(folder).is_dir():
         raise DumpError(str(folder), expected="a folder of dumps", found="no folder")
-    owners_with(owners := tuple(owners))  # once, for what is wrong with them
+    owners_with(owners := several(owners))  # once, for what is wrong with them
     # One path for all: a symbol server that hangs is not asked for every dump.
-    report_on = report_on or partial(triage, symbols=SymbolPath(symbols), owners=owners)
+    report_on = report_on or partial(triage, symbols=SymbolPath(several(symbols)), owners=owners)
     found = Folder(str(folder))
     for number, (path, outcome) in enumerate(_outcomes(folder, report_on, processes), start=1):
         if isinstance(outcome, Seen):

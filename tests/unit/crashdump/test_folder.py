@@ -157,6 +157,8 @@ def test_owner_rules_and_what_is_wrong_with_them(folder: Path, tmp_path: Path) -
     rules = tmp_path / "owners.ini"
     rules.write_text("victim=ignore\n")
     found = triage_folder(folder, owners=[str(rules)])
+    assert found.to_dict() == triage_folder(folder, owners=str(rules)).to_dict()
+    assert triage(folder / "a.dmp", owners=rules) == triage(folder / "a.dmp", owners=[rules])
     assert "victim" not in {one.module for one in found.groups.values()}
     assert found.count == 6
     broken = tmp_path / "broken.ini"

@@ -164,6 +164,15 @@ def test_text_can_be_printed_anywhere_and_steers_no_terminal(tmp_path: Path, enc
         assert done.stderr == b""
 
 
+def test_one_folder_of_symbols_is_one_folder(tmp_path: Path) -> None:
+    path = crashed_machine().write(tmp_path / "a.dmp")
+    missing = tmp_path / "none"
+    for symbols in (str(missing), missing, [missing]):
+        warnings = triage(path, symbols=symbols).warnings
+        told = [one for one in warnings if one.startswith("symbol folder")]
+        assert told == [f"symbol folder {missing} is not there"]
+
+
 def test_module_is_a_command_and_imports_nothing_heavy(tmp_path: Path) -> None:
     path = crashed_machine().write(tmp_path / "a.dmp")
     watch = (
