@@ -6,11 +6,13 @@ import json
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from crashdump_analysis.comparison import Comparison
-from crashdump_analysis.engines.analyze import Analyze
 from crashdump_analysis.report_text import as_text
+
+if TYPE_CHECKING:  # a single engine's report needs neither, and every start would wait for them
+    from crashdump_analysis.comparison import Comparison
+    from crashdump_analysis.engines.analyze import Analyze
 
 SCHEMA: Final = Path(__file__).with_name("report.schema.json")
 SCHEMA_VERSION: Final = 2

@@ -180,7 +180,8 @@ def test_module_is_a_command_and_imports_nothing_heavy(tmp_path: Path) -> None:
         f"sys.argv = ['triage', {str(path)!r}]\n"
         "try:\n    runpy.run_module('crashdump_analysis.triage', run_name='__main__')\n"
         "except SystemExit as end:\n    assert end.code == 0\n"
-        "heavy = {'symbolic', 'pefile', 'lief', 'pydantic', 'lab', 'pytest', 'asyncio'}\n"
+        "heavy = {'symbolic', 'pefile', 'lief', 'pydantic', 'lab', 'pytest', 'asyncio',"
+        " 'crashdump_analysis.comparison', 'crashdump_analysis.engines.analyze'}\n"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
     )
     done = subprocess.run(
