@@ -44,7 +44,7 @@ def examine(run: Run) -> str | None:
         run.boot()
         part = "SAC"
         if machine.contract.console.sac and "console-type" in machine.features:
-            run.say(f"SAC answers: {machine.sac().identity().name}")
+            run.say(f"SAC answers: {', '.join(machine.sac().identity().labels.values())}")
         part = "power cycle"
         began = time.monotonic()
         machine.power_off()

@@ -2,8 +2,9 @@ r"""Windows' Special Administration Console (SAC): commands without network, age
 
 Emergency Management Services put it on a serial port. Commands: Microsoft, "Special Administration
 Console (SAC) and SAC commands" (learn.microsoft.com, cc785873) and "!Special Administration Console
-(!SAC) and !SAC commands" (cc759741). What SAC answers was learnt from public captures; those lie,
-with their sources, in tests/integration/console/sac_captures.
+(!SAC) and !SAC commands" (cc759741). What SAC answers was learnt from public pages and captures;
+they lie, with their sources, in tests/integration/console/sac_captures. No wording is relied on
+that none of them shows. docs/console.md lists what was never seen.
 
 SAC writes into its own output: an event comes with a prompt of its own, XML for programs comes in
 between. A prompt alone therefore ends no answer. After each command a word is typed that is none;
@@ -20,12 +21,13 @@ from collections.abc import Callable
 from pydantic import SecretStr
 
 from lab.console.sac_answers import (
+    MORE,
     PROMPT,
     Address,
     Channel,
     CommandResult,
     Identity,
-    Process,
+    Processes,
     SacError,
     described,
     parse_addresses,
@@ -41,10 +43,9 @@ from lab.signals import DeadlineError
 
 ENTER = b"\r"
 ERASE_LINE = b"\x08" * 80
-"""Backspaces for the longest line SAC takes: a half-typed command must not be carried out."""
+"""Backspaces over a terminal's whole line: a half-typed command must not be carried out."""
 TO_SAC = b"\x1b\t0"
 """Esc Tab 0: "Press <esc><tab>0 to return to the SAC channel"."""
-MORE = re.compile(rb"----Press <Enter> for more----")
 CRASHED = re.compile(rb'!SAC>|CLASSNAME="BLUESCREEN"')
 SYNC_TRIES = 3
 _CMD_PROMPT = re.compile(rb"(?:^|[\r\n])[A-Za-z]:\\[^\r\n<>|\"?*]*>")
@@ -142,6 +143,7 @@ class Sac:
                 said += found.before
                 if not MORE.fullmatch(found.match[0]):
                     break
+                said += found.match[0]
                 self._type(ENTER)
             word = next(self._words)
             self._type(word + ENTER)
@@ -168,11 +170,11 @@ class Sac:
         return parse_addresses(self.command("i"))
 
     def identity(self) -> Identity:
-        """`id`: name, build, and since when it is up."""
+        """`id`: what SAC says of the machine; see Identity for what is sure."""
         return parse_identity(self.command("id"))
 
-    def processes(self) -> list[Process]:
-        """`t`: what runs."""
+    def processes(self) -> Processes:
+        """`t`: what runs; see Processes."""
         return parse_processes(self.command("t"))
 
     # Ends of a boot
@@ -189,20 +191,21 @@ class Sac:
             raise SacUnreachable(f"SAC took `crashdump`, and no bug check came: {error}") from error
 
     def restart(self) -> None:
-        """`restart`; returns once SAC has taken it. The caller announces the restart first."""
+        """`restart`; returns once SAC has read it. The caller announces the restart first."""
         self._end("restart")
 
     def shutdown(self) -> None:
-        """`shutdown`; returns once SAC has taken it. The caller announces the power-off first."""
+        """`shutdown`; returns once SAC has read it. The caller announces the power-off first."""
         self._end("shutdown")
 
     def _end(self, command: str) -> None:
-        self.begin(command.encode())
-        wanted = rb"preparing to %s|shutting down" % command.encode()
+        # The echo of its line is the last that surely comes: a prompt may, or the end of the boot.
+        typed = command.encode()
+        self.begin(typed)
         try:
-            self._watcher.regardless_of_boot().expect(wanted, self._deadline)
+            self._watcher.regardless_of_boot().expect(re.escape(typed) + rb"\r?\n", self._deadline)
         except NotExpectedError as error:
-            raise SacUnreachable(f"SAC did not take {command!r}: {error}") from error
+            raise SacUnreachable(f"SAC did not read {command!r}: {error}") from error
 
     # Channels
 
@@ -261,7 +264,7 @@ class CommandPrompt:
     def log_in(self, user: str, password: SecretStr, domain: str = "") -> None:
         """Answers the three questions. domain: empty for an account of the machine itself.
 
-        Raises SacError when they were answered wrongly.
+        Raises SacError when SAC asks again: what it says of a wrong password was never seen.
         """
         try:
             self._sac.begin(f"ch -si {self.channel.number}".encode())
@@ -275,11 +278,11 @@ class CommandPrompt:
                 self._watcher.expect(question, self._deadline)
                 self._type(answer.encode("utf-8") + ENTER)
             end = self._watcher.expect(
-                re.compile(rb"Unable to authenticate|" + _CMD_PROMPT.pattern), self._deadline
+                re.compile(rb"Username:|" + _CMD_PROMPT.pattern), self._deadline
             )
         except NotExpectedError as error:
             raise SacUnreachable(f"{self.channel.name}: log in: {error}") from error
-        if b"Unable" in end.match[0]:
+        if end.match[0] == b"Username:":
             raise SacError(f"{self.channel.name}: user {user!r} could not log in: wrong password?")
 
     def run(self, command: str, deadline: float | None = None) -> CommandResult:

@@ -1,7 +1,9 @@
 """What SAC's commands answer, as values; see lab.console.sac.
 
-The answers of `i`, `ch` and `cmd` are read as public captures show them. Of `id` and `t` no whole
-capture could be had: `id` is read as lines of a label and a value, `t` by its columns.
+`ch` and `cmd` are read as public captures show them, `i` as another program's test has it. Of `id`
+and `t` no public capture was found, so no label and no column of theirs is known here: `id` is read
+as lines "LABEL: VALUE", `t` as a table under whatever heads it. What more is told of them is a
+guess from a value's form, is called one, and was never checked against Windows.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from lab.outcome import InfrastructureError
 
 PROMPT = re.compile(rb"!?SAC>")
+MORE = re.compile(rb"(?i:press)\W{1,4}(?i:enter)")
+"""A page is full. That SAC pages is documented (`p`); how it says so is a guess."""
 GARBAGE_SHARE = 0.25
 """Of bytes that no text has, from which on the speed is suspected."""
 _ESCAPES = re.compile(rb"\x1b(?:\[[0-9;?]*[A-Za-z@]|[()][A-Z0-9]|[=>])")
@@ -21,6 +25,7 @@ _XML = re.compile(
     rb"(?:<\?xml[^>]{0,64}>\s{0,8})?<(machine-info|channel-switch|BP)>.{0,2048}?</\1>\s{0,8}",
     re.DOTALL,
 )
+_MORE_LINE = re.compile(rb"[^\r\n]{0,80}" + MORE.pattern + rb"[^\r\n]{0,80}[\r\n]*")
 _EVENT = re.compile(rb"\r?\n?EVENT:[^\r\n]{0,160}(?:\r?\nChannel:[^\r\n]{0,160})?\r?\n(?:SAC>)?")
 _CHANNEL = re.compile(r"^[ \t]*(\d{1,3})[ \t]+\((\w{0,8})[ \t]*\)[ \t]+(\S.*)$", re.MULTILINE)
 _ADDRESS = re.compile(
@@ -28,14 +33,13 @@ _ADDRESS = re.compile(
     r"(?:[ \t]+Gateway=(\S{1,64}))?[ \t]*$",
     re.MULTILINE,
 )
-_LABEL = re.compile(r"^[ \t]*([A-Z][A-Za-z ]{0,64}):(.*)$", re.MULTILINE)
-_UP = re.compile(r"(\d{1,9}):(\d\d):(\d\d)")
-_PROCESS = re.compile(
-    r"^[ \t]*\d{1,9}:\d\d:\d\d\.\d{3}[ \t]+\d{1,9}:\d\d:\d\d\.\d{3}[ \t]*(\d{1,12})"
-    r"[ \t]+\d+[ \t]+\d+[ \t]+(\d{1,3})[ \t]+(\d{1,9})[ \t]+(\d{1,9})[ \t]+(\d{1,9})"
-    r"[ \t]+(\S.*)$",
-    re.MULTILINE,
-)
+_LABEL = re.compile(r"^[ \t]*([^\s:][^:\n]{0,63}):[ \t]+(\S.*)$", re.MULTILINE)
+_BUILD = re.compile(r"\d{4,5}")
+_UP = re.compile(r"(\d{1,5}):(\d\d):(\d\d)")
+_WHOLE = re.compile(r"\d{1,18}")
+_DIGIT = re.compile(r"\d")
+LONGEST_HEAD = 100
+"""Characters. SAC draws on a terminal of 80 columns."""
 LONGEST_ANSWER = 65536
 """Bytes; of a longer one the end is taken. No answer of SAC's comes near it."""
 
@@ -56,24 +60,34 @@ class Address:
 
 @dataclass(frozen=True)
 class Identity:
-    """What `id` says. up_for: since the last boot. labels: every line as SAC names it."""
+    """What `id` says of the machine.
 
-    name: str
-    build: int
-    up_for: timedelta
+    labels: every label with its value as printed, in SAC's order. build_guess: the only value that
+    reads like a build number; up_for_guess: the only one that reads H:MM:SS, taken for the time
+    since the boot. None where there is no such value, or more than one. text: the answer.
+    """
+
     labels: dict[str, str]
+    build_guess: int | None
+    up_for_guess: timedelta | None
+    text: str
 
 
 @dataclass(frozen=True)
-class Process:
-    """One line of `t`. working_set: KiB."""
+class Processes:
+    """The table that `t` answers.
 
-    pid: int
-    name: str
-    threads: int
-    handles: int
-    priority: int
-    working_set: int
+    columns: their heads as printed. rows: a line each, a cell for each column, whole numbers as
+    int. text: the answer.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[int | str, ...], ...]
+    text: str
+
+    def having(self, cell: int | str) -> list[tuple[int | str, ...]]:
+        """The rows with this cell: a process by its name or its number, whichever column it is."""
+        return [row for row in self.rows if cell in row]
 
 
 @dataclass(frozen=True)
@@ -112,31 +126,63 @@ def parse_addresses(answer: str) -> list[Address]:
 
 
 def parse_identity(answer: str) -> Identity:
-    """The lines of `id`. Raises SacError where name, build or time since the boot are missing."""
+    """The lines of `id`. Raises SacError for fewer than two lines of a label and a value."""
     labels = {label.strip(): value.strip() for label, value in _LABEL.findall(answer)}
-    lower = {label.lower(): value for label, value in labels.items()}
-    name, build = lower.get("computer name"), lower.get("build number", "")
-    up = _UP.fullmatch(lower.get("time since last reboot", ""))
-    if not name or not build.isdigit() or up is None:
-        raise SacError(
-            "`id` was expected to tell Computer Name, Build Number and Time since last reboot; it"
-            f" answered {answer!r}"
-        )
-    hours, minutes, seconds = (int(part) for part in up.groups())
+    if len(labels) < 2:
+        raise SacError(f"`id` was expected to answer lines of LABEL: VALUE; it said {answer!r}")
+    builds = [int(value) for value in labels.values() if _BUILD.fullmatch(value)]
+    times = [
+        timedelta(hours=int(found[1]), minutes=int(found[2]), seconds=int(found[3]))
+        for found in map(_UP.fullmatch, labels.values())
+        if found
+    ]
     return Identity(
-        name, int(build), timedelta(hours=hours, minutes=minutes, seconds=seconds), labels
+        labels,
+        build_guess=builds[0] if len(builds) == 1 else None,
+        up_for_guess=times[0] if len(times) == 1 else None,
+        text=answer,
     )
 
 
-def parse_processes(answer: str) -> list[Process]:
-    """The lines of `t` in its short form. Raises SacError where there is none."""
-    found = [
-        Process(int(pid), name.strip(), int(threads), int(handles), int(priority), int(working_set))
-        for working_set, priority, handles, threads, pid, name in _PROCESS.findall(answer)
+def parse_processes(answer: str) -> Processes:
+    """The longest table of `t`: a line of words without digits, and the lines with digits under it.
+
+    Raises SacError where there is none.
+    """
+    tables: list[list[str]] = [[]]
+    for line in answer.expandtabs().splitlines():
+        if _DIGIT.search(line):
+            if tables[-1]:
+                tables[-1].append(line)
+        elif line.strip():
+            is_head = len(line.split()) > 1 and len(line) <= LONGEST_HEAD
+            tables.append([line] if is_head else [])
+    head, *lines = max(tables, key=len) or [""]
+    if not lines:
+        raise SacError(f"`t` was expected to answer a table with a head; it said {answer!r}")
+    cuts = _columns(head, lines)
+    columns, *rows = ([line[start:end].strip() for start, end in cuts] for line in [head, *lines])
+    return Processes(
+        tuple(columns),
+        tuple(tuple(int(cell) if _WHOLE.fullmatch(cell) else cell for cell in row) for row in rows),
+        answer,
+    )
+
+
+def _columns(head: str, lines: list[str]) -> list[tuple[int, int | None]]:
+    """Where columns begin and end: at places that are blank in every line, with a head each.
+
+    The last one runs to the end of the line, for names with blanks in them.
+    """
+    used = bytearray(len(head))
+    for line in [head, *lines]:
+        for word in re.finditer(r"\S+", line[: len(head)]):
+            used[word.start() : word.end()] = b"\1" * (word.end() - word.start())
+    starts = [
+        part.start() for part in re.finditer(rb"\x01+", used) if head[slice(*part.span())].strip()
     ]
-    if not found:
-        raise SacError(f"`t` answered no line of a process: {answer!r}")
-    return found
+    starts[0] = 0
+    return list(zip(starts, [*starts[1:], None], strict=True))
 
 
 def parse_channels(answer: str) -> list[Channel]:
@@ -150,7 +196,7 @@ def parse_channels(answer: str) -> list[Channel]:
 def plain(said: bytes) -> str:
     """Text as a person reads it: no escape sequences, XML, events, prompts, padding."""
     said = said[-LONGEST_ANSWER:]
-    for noise in (_ESCAPES, _XML, _EVENT, PROMPT):
+    for noise in (_ESCAPES, _XML, _EVENT, _MORE_LINE, PROMPT):
         said = noise.sub(b"", said)
     lines = said.decode("utf-8", errors="replace").replace("\r\n", "\n").replace("\r", "\n")
     return "\n".join(line.rstrip() for line in lines.split("\n")).strip("\n")

@@ -1,5 +1,6 @@
 /* The Special Administration Console (SAC) on COM1: commands as Microsoft documents them, texts of
- * public captures where there are any (tests' sac_captures), compared with no machine. */
+ * public captures where there are any (tests' sac_captures), else words of our own: all that `id`,
+ * `t`, `i`, a closed channel, a mistake and a wrong password answer. */
 #include "agent.h"
 
 enum { LINE = 160, CHANNELS = 10, SWITCH = 256 /* Esc Tab, as one key */ };
@@ -42,11 +43,9 @@ static const CHAR SacMachineInfo[] =
     "<processor-architecture>AMD64</processor-architecture>\n<os-version>10.0</os-version>\n"
     "<os-build-number>19041</os-build-number>\n<os-product>%s</os-product>\n"
     "<os-service-pack>None</os-service-pack>\n</machine-info>\n";
-static const CHAR SacIdentity[] =
-    "           Computer Name: %s\n           Computer GUID: 00000000-0000-0000-0000-000000000000\n"
-    "  Processor Architecture: AMD64\n          Version Number: 10.0\n"
-    "            Build Number: 19041\n                 Product: %s\n"
-    "    Applied Service Pack: None\n  Time since last reboot: %u:%02u:%02u\n";
+static const CHAR SacIdentity[] = /* our words; SAC's are not known */
+    "Name: %s\nProduct: %s\nRunning for: %u:%02u:%02u\nBuild: 19041\nVersion: 10.0\n"
+    "Processor: AMD64\n";
 
 /* Fills in the name, the product and the time since the start. */
 static void SacDescribe(PCSTR Format) {
@@ -72,10 +71,9 @@ static void SacListProcesses(void) {
         RtlCopyText(Seen[Count].Name, sizeof(Seen[Count].Name), Process->ImageFileName);
     }
     KeLowerIrql(Irql);
-    HalSerialPrint("    User Time   Kernel Time    Ws   Faults  Commit Pri Hnd Thd  Pid Name\n");
-    for (ULONG i = 0; i < Count; i++) /* nobody counts the others here */
-        HalSerialPrint("  0:00:00.000   0:00:00.000     0        0       0  8    0 %3u %4u %s\n",
-            Seen[i].Threads, Seen[i].Id, Seen[i].Name);
+    HalSerialPrint("  Number  Threads  Program\n");
+    for (ULONG i = 0; i < Count; i++)
+        HalSerialPrint("%8u %8u  %s\n", Seen[i].Id, Seen[i].Threads, Seen[i].Name);
 }
 
 static void SacShowLog(void) {
@@ -115,7 +113,7 @@ static void SacSwitch(ULONG Number) {
 static void SacClose(ULONG Number) {
     SacChannels[Number] = FREE;
     SacSeen = 0;
-    HalSerialPrint("\nEVENT:   A channel has been closed.\nChannel: Cmd%04u\n", Number);
+    HalSerialPrint("\nEVENT:   This one is closed.\nChannel: Cmd%04u\n", Number);
 }
 
 static void SacManageChannels(PCSTR Given) {
@@ -128,14 +126,14 @@ static void SacManageChannels(PCSTR Given) {
         for (ULONG i = 1; i < CHANNELS; i++)
             if (SacChannels[i] != FREE) HalSerialPrint("%u (AV)    Cmd%04u\n", i, i);
     } else if (strcmp(Given, "-?") == 0) {
-        HalSerialPrint("ch -si <#>    ch -sn <name>    Switch to a channel.\n"
-                       "ch -ci <#>    ch -cn <name>    Close a channel.\n");
+        HalSerialPrint("To one: ch -si NUMBER, ch -sn NAME.  End of one: ch -ci NUMBER, ch "
+                       "-cn NAME.\n");
     } else {
         if (Named && Same(Which, "SAC")) Number = 0;
         if (!Named || RtlCompareTextInsensitiveN(Which, "Cmd", 3) == 0)
             RtlTextToInteger(Which + (Named ? 3 : 0), 10, &Number);
         if (Number >= CHANNELS || SacChannels[Number] == FREE)
-            HalSerialPrint("Error: There is no channel present at the specified index.\n");
+            HalSerialPrint("No such channel.\n");
         else
             Given[1] == 'c' && Number ? SacClose((ULONG)Number) : SacSwitch((ULONG)Number);
     }
@@ -149,7 +147,7 @@ static void SacNewChannel(void) {
                        ? "The Command Prompt session was successfully launched.\nSAC>\nEVENT:   A "
                          "new channel has been created.  Use \"ch -?\" for channel help.\n"
                          "Channel: Cmd%04u\n"
-                       : "Error: The maximum number of channels, %u, has been reached.\n",
+                       : "All %u channels are taken.\n",
         Number);
 }
 
@@ -165,8 +163,8 @@ static BOOLEAN SacLogOn(void) { /* FALSE: Esc Tab */
     CmQueryString(CURRENT_VERSION "\\Winlogon", "DefaultPassword", Password, LINE);
     BOOLEAN Good = *User && Same(Answers[0], User) && strcmp(Answers[2], Password) == 0;
     if (Good) SacChannels[SacSeen] = LOGGED_IN;
-    HalSerialPrint(
-        "%s\n", Good ? "\nMicrosoft Windows [Version 10.0.19041]" : "Unable to authenticate.\n");
+    HalSerialPrint("%s\n", Good ? "\nMicrosoft Windows [Version 10.0.19041]"
+                                : "That is not the user and the password.\n");
     return TRUE;
 }
 
@@ -249,18 +247,14 @@ static void SacCommand(PCHAR Line) {
     case CMD: SacNewChannel(); break;
     case D: SacShowLog(); break;
     case HELP: SacHelp(FALSE); break;
-    case I: HalSerialPrint("There are no network interfaces.\n"); break;
+    case I: HalSerialPrint("No network.\n"); break;
     case ID: SacDescribe(SacIdentity); break;
     case T: SacListProcesses(); break;
     case RESTART:
-    case SHUTDOWN:
-        HalSerialPrint("SAC preparing to %s the system.\n", SacCommands[Command][0]);
-        PopRequestShutdown(Command == RESTART);
-        break;
+    case SHUTDOWN: PopRequestShutdown(Command == RESTART); break;
     case CRASHDUMP: KeBugCheckEx(0xE2, 0, 0, 0, 0); /* MANUALLY_INITIATED_CRASH */
     default:
-        if (*Line)
-            HalSerialPrint("Unrecognized command.  Try the 'help' command for more details.\n");
+        if (*Line) HalSerialPrint("No such command; ? lists them.\n");
     }
 }
 
