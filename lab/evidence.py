@@ -365,7 +365,9 @@ class Collector:
 
     def _may_have_crashed(self, evidence: Evidence) -> bool:
         machine = self._machine
-        told = machine.contract.panic.crash_loaded_before_dump
+        by_hypervisor = machine.contract.panic.crash_loaded_before_dump
+        by_console = machine.contract.console.ems != "none" and "console-log" in machine.features
+        told = by_hypervisor if "hold-restart" in machine.features else by_console
         return evidence.cause != "power-cut" or not told or machine.crash_signalled(evidence.boot)
 
     def _seen_boot(self, evidence: Evidence) -> SeenBoot:

@@ -296,18 +296,22 @@ def _names_on_disk(machine: Machine, folder: str, pattern: str) -> tuple[list[st
     may hold back a new name for some seconds. What the disk still shows and the running guest no
     longer has is told apart by asking for the file.
     """
-    if "disk" not in machine.features:
-        return [], f"not listed: {machine.name} has no disk that can be read from outside"
+    source = "from the disk as a power cut now would leave it"
     try:
-        with machine.files() as files:
-            found = [one for one in files.list(folder, pattern) if not one.is_folder]
-            warnings = "".join(f"; {warning}" for warning in files.warnings)
+        if "disk" in machine.features:
+            with machine.files() as files:
+                found = [one for one in files.list(folder, pattern) if not one.is_folder]
+                source += "".join(f"; {warning}" for warning in files.warnings)
+        else:
+            source = "as the running guest lists them"
+            found = [
+                one for one in machine.guest.files().list(folder, pattern) if not one.is_folder
+            ]
     except FileNotFoundError:
-        found, warnings = [], "; there is no such folder"
+        found, source = [], f"{source}; there is no such folder"
     except DiskError as error:
         return [], f"not listed: {error}"
-    names = [PureWindowsPath(one.path).name for one in found]
-    return names, f"from the disk as a power cut now would leave it{warnings}"
+    return [PureWindowsPath(one.path).name for one in found], source
 
 
 def _difference(what: str, expected: str, found: str) -> str:

@@ -326,8 +326,10 @@ class Machine:
         try:
             self.signals.wait(f"the agent of {self.name}", guest.answers, deadline, boot=boot)
         except DeadlineError as error:
+            trouble = self._backend.ssh().trouble if "ssh" in self.features else ""
             raise HungError(
                 f"{self.name}: no answer from the agent within {deadline:g} s of boot {boot}"
+                + (f": {trouble}" if trouble else "")
             ) from error
         before, now = self.measure_clock(guest), datetime.now(UTC)
         restored = self.signals.of(SignalKind.RESTORED, boot=boot)

@@ -92,9 +92,14 @@ class Run:
             self.record.save(self.folder)
             self._check_space()
             self.record.image_identity = self.lab.images.identity(self.image)
-            self.say(f"Putting {self._lease.slot} into the state of image {self.image.name}")
+            if self.image.disk is None:
+                self.say(f"Taking {self._lease.slot} as it is: nobody knows the state of its disk")
+            else:
+                self.say(f"Putting {self._lease.slot} into the state of image {self.image.name}")
             self._machine = self.lab.machine(self._lease, self.image, self.folder)
             self.record.machine["address"] = self._machine.address()
+            if self.image.disk is None:
+                self.record.machine["start_state"] = "not known: it starts as it was found"
             if self.candidate is not None:
                 self._make_steps()  # a secret that is missing is told before the boot
             self._collector = Collector(

@@ -326,6 +326,7 @@ class Steps:
         ]
 
     def _edit_offline(self, edits: Sequence[Edit]) -> None:
+        self._machine.require("disk")
         self._note(f"shutting {self._machine.name} down to edit its disk")
         self._machine.shut_down()
         for done in self._machine.edit(edits):

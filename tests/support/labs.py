@@ -237,7 +237,7 @@ def make_candidate(
 
 
 @contextmanager
-def run_in(lab: TestLab) -> Iterator[Run]:
+def run_in(lab: TestLab, machine: str | None = None) -> Iterator[Run]:
     """A run of this process without a candidate, for what no `lab` command does to a machine."""
     said: list[str] = []
     purpose = "a test of faults"
@@ -245,7 +245,7 @@ def run_in(lab: TestLab) -> Iterator[Run]:
         Lab(load_config(lab.file)) as opened,
         leased(
             opened,
-            None,
+            machine,
             image=next(iter(opened.config.images)),
             purpose=purpose,
             wait=0,

@@ -7,6 +7,7 @@ else. The machines' libvirt is the box's own.
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import shutil
@@ -184,13 +185,14 @@ def metal_box(
     names: Sequence[str] = ("m1",),
     contract: Sequence[tuple[str, str]] = (),
     tables: Mapping[str, str] | None = None,
+    lacks: Mapping[str, Sequence[str]] | None = None,
     **image: Any,
 ) -> Iterator[Box]:
     """A box with a lab.toml in its folder; all machines are off.
 
     contract: texts to replace in the contract. tables: the [machines.NAME] tables by name, instead
-    of one with all parts; {bmc}, {console} and {ssh} stand there for the parts. image: what
-    build_image() takes.
+    of one with all parts; {bmc}, {console} and {ssh} stand there for the parts. lacks: what a
+    machine's BMC cannot do. image: what build_image() takes.
     """
     with ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="box-", dir="/var/tmp"))
@@ -205,7 +207,7 @@ def metal_box(
             _machine(stack, folder / name, libvirt, disk, pdu.places[number])
             for number, name in enumerate(names)
         ]
-        _write_lab(folder, pdu, machines, contract, tables or {})
+        _write_lab(folder, pdu, machines, contract, (tables or {}, lacks or {}))
         box = Box(folder, pdu, machines)
         stack.callback(box.close)
         yield box
@@ -239,8 +241,9 @@ def _write_lab(
     pdu: SnmpPdu,
     machines: list[MetalMachine],
     contract: Sequence[tuple[str, str]],
-    tables: Mapping[str, str],
+    tables_and_lacks: tuple[Mapping[str, str], Mapping[str, Sequence[str]]],
 ) -> None:
+    tables, lacks = tables_and_lacks
     text = CONTRACT.read_text()
     for before, after in (('name = "test-kernel"', f'name = "{IMAGE}"'), *contract):
         assert before in text, before
@@ -283,6 +286,7 @@ address = "127.0.0.1"
 port = {machine.bmc_port}
 user = "{ipmi_bmc.USER}"
 password_secret = "bmc"
+lacks = {json.dumps(list(lacks.get(machine.name, [])))}
 timing = {{ poll_seconds = 0.05, answer_seconds = 10 }}
 [machines.{machine.name}]
 backend = "machine"

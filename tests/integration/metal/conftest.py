@@ -22,7 +22,7 @@ SHORT = [
 
 @pytest.fixture(scope="module")
 def box() -> Iterator[Box]:
-    """A machine with all parts, whose sensor is started by hand: a boot after a crash is a good one.
+    """A machine with all parts. Its sensor is started by hand: the next boot is a good one.
 
     It has no watchdog: what hangs, hangs until somebody does something.
     """

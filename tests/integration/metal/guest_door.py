@@ -36,6 +36,8 @@ AGENT_SECONDS = 20
 ALIVE_SECONDS = 2
 """For an agent's answer to a new connection."""
 WATCH_SECONDS = 0.1
+FOR_EVER = 3600.0
+"""For what nobody answers."""
 NOT_FOUND = ("cannot find the file", "cannot find the path", "No such file")
 
 
@@ -275,7 +277,7 @@ class GuestDoor:
         except Refused as error:
             answer = Answer(9009, errors=f"{error}\r\n")
         except Silent:
-            await asyncio.Event().wait()  # until the connection is gone
+            await asyncio.sleep(FOR_EVER)  # until the connection is gone
             return
         process.stdout.write(answer.output)
         process.stderr.write(answer.errors)
@@ -348,7 +350,7 @@ class Files(asyncssh.SFTPServer):
         except FileNotFoundError as error:
             raise asyncssh.SFTPNoSuchFile(str(error)) from None
         except Silent:
-            await asyncio.Event().wait()
+            await asyncio.sleep(FOR_EVER)
             raise
 
     def realpath(self, path: bytes) -> bytes:
