@@ -109,6 +109,15 @@ def test_what_is_not_understood_is_said(text: str) -> None:
     assert "is not understood" in path.problems[0]
 
 
+def test_an_address_with_a_password_is_not_used_and_not_printed() -> None:
+    path = SymbolPath(["srv*https://someone:hunter2@symbols.example/store"])
+    assert str(path.chains) + str(path) == "[[]]"
+    (problem,) = path.problems
+    assert "symbols.example" in problem
+    assert "hunter2" not in problem
+    assert "someone" not in problem
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="these are paths there")
 @pytest.mark.parametrize("place", [r"C:\Symbols", r"\\server\share"])
 def test_paths_of_windows_elsewhere_make_no_folders(place: str, tmp_path: Path) -> None:
