@@ -152,10 +152,11 @@ class SymbolPath:
             if not place.lower().startswith(("http://", "https://")):
                 chain.append(self._store(place))
                 continue
-            if "@" in place.split("/")[2]:
+            _, at, host = place.split("/")[2].rpartition("@")
+            if at:
                 self.problems.append(
-                    f"the symbol server at {place.split('/')[2].rpartition('@')[2]} is left out: an "
-                    "address with a user's name or password is not used, for addresses are printed"
+                    f"the symbol server at {host} is left out: an address with a user's name or "
+                    "password is not used, for addresses are printed"
                 )
                 continue
             if not any(isinstance(one, Store) for one in chain):
