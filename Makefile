@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test slow metal base-install lint bench fuzz soak kernel kernel-check fresh requirements clean
+.PHONY: help demo test slow metal metal-demo base-install lint bench fuzz soak kernel kernel-check fresh requirements clean
 
 # uv must use the Python that is here, never fetch one.
 export UV_PYTHON_DOWNLOADS := never
@@ -37,8 +37,11 @@ test: $(ENVIRONMENT) test-packages ## every test, on real virtual machines
 slow: $(ENVIRONMENT) test-packages ## what takes long: a whole run with a guest slowed 50 times
 	$(PYTEST) -n $(WORKERS) --dist worksteal -m slow --timeout 3600
 
-metal: $(ENVIRONMENT) test-packages ## the power and console suites on every family of devices
-	$(PYTEST) -n $(WORKERS) --dist worksteal -m metal
+metal: $(ENVIRONMENT) test-packages ## every family of power devices; physical machines in a box, and the qualification suite on one
+	$(PYTEST) -n $(WORKERS) --dist worksteal -m metal --timeout 900
+
+metal-demo: $(ENVIRONMENT) test-packages ## a physical machine in a box: crash, hangs, the ladder, healthy again
+	$(PYTHON) -m tests.integration.metal.demo
 
 base-install: $(ENVIRONMENT) test-packages ## a wheel, installed without a compiler on Linux and on Windows CPython (Wine)
 	$(PYTEST) -m install
@@ -57,7 +60,7 @@ bench: $(ENVIRONMENT) machine-packages ## ratios against bare QEMU, bare virsh, 
 fuzz: $(ENVIRONMENT) ## coverage-guided fuzzing of triage for FUZZ_MINUTES (30), one core
 	$(PYTHON) -m fuzz --minutes $(FUZZ_MINUTES) --output docs/benchmarks.md
 
-soak: $(ENVIRONMENT) machine-packages ## 100 crash cycles, and 100 with the power cut at random moments
+soak: $(ENVIRONMENT) test-packages ## 100 crash cycles, 100 and 200 (physical) with the power cut at random moments
 	$(PYTEST) -n $(WORKERS) --dist worksteal -m soak --timeout 3600
 
 kernel: $(ENVIRONMENT) ## rebuild the test kernel and the example drivers (clang, lld)

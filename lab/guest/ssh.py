@@ -42,9 +42,17 @@ class SshGuest(Guest):
             wait_for_a_reason(self._machine, self.boot, self.answers)
             raise
 
-    def _command(self, line: str) -> Finished:
+    def _command(self, what: str, line: str) -> Finished:
+        """Something that answers at once: too long is no answer."""
         deadline = self._machine.contract.deadlines.agent_reply
-        return self._ask(line, lambda link: link.run(line, deadline))
+
+        def ask(link: SshLink) -> Finished:
+            try:
+                return link.run(line, deadline, what)
+            except CommandRuns as error:
+                raise AgentSilent(str(error)) from None
+
+        return self._ask(what, ask)
 
     def answers(self) -> bool:
         """Whether a command is carried out now; a connection alone says little."""
@@ -121,7 +129,7 @@ class SshGuest(Guest):
 
     def time(self) -> datetime:
         """PowerShell's clock, UTC."""
-        said = self._command(powershell(NOW))
+        said = self._command("asking its clock", powershell(NOW))
         try:
             return parse_time(said.output)
         except ValueError as error:
@@ -129,7 +137,7 @@ class SshGuest(Guest):
 
     def set_time(self, time: datetime) -> None:
         """PowerShell's Set-Date."""
-        done = self._command(powershell(set_clock(time)))
+        done = self._command("setting its clock", powershell(set_clock(time)))
         if done.exit_code:
             raise AgentError(f"the clock could not be set: {done.errors.strip()}")
 

@@ -90,13 +90,13 @@ class SshLink:
         """Whether there is a connection, to the best knowledge."""
         return self._connection is not None
 
-    def run(self, command: str, deadline: float) -> Finished:
-        """Runs a command line of cmd.exe, once. deadline: seconds.
+    def run(self, command: str, deadline: float, what: str = "") -> Finished:
+        """Runs a command line of cmd.exe, once. deadline: seconds. what: instead of it in messages.
 
         Raises AgentUnreachable where it was not given to anybody, AgentSilent where nobody knows
         what became of it, CommandRuns where it did not end in time.
         """
-        return self._in_loop(self._run(command, deadline), deadline)
+        return self._in_loop(self._run(command, deadline, what or f"`{command}`"), deadline)
 
     def sftp(
         self,
@@ -186,23 +186,23 @@ class SshLink:
             done = await connection.run(powershell(LAST_BOOT), encoding="utf-8", errors="replace")
         return parse_time(str(done.stdout))
 
-    async def _run(self, command: str, deadline: float) -> Finished:
+    async def _run(self, command: str, deadline: float, what: str) -> Finished:
         connection = self._there()
         try:
             process = await connection.create_process(command, encoding="utf-8", errors="replace")
         except asyncssh.ChannelOpenError as error:
             raise AgentUnreachable(f"{self.address} opens no session: {error}") from None
         except (OSError, asyncssh.Error) as error:
-            raise self._gone(command, error) from None
+            raise self._gone(what, error) from None
         try:
             async with asyncio.timeout(deadline):
                 done = await process.wait()
         except TimeoutError:
-            raise CommandRuns(f"`{command}` did not end within {deadline:g} s") from None
+            raise CommandRuns(f"{what} did not end within {deadline:g} s") from None
         except (OSError, asyncssh.Error) as error:
-            raise self._gone(command, error) from None
+            raise self._gone(what, error) from None
         if done.exit_status is None or done.exit_signal is not None:
-            raise self._gone(command, "its channel died")
+            raise self._gone(what, "its channel died")
         return Finished(done.exit_status & 0xFFFF_FFFF, str(done.stdout), str(done.stderr))
 
     async def _with_files(
@@ -230,7 +230,7 @@ class SshLink:
         return self._connection
 
     def _gone(self, what: str, error: object) -> AgentSilent:
-        return AgentSilent(f"{self.address} was lost at `{what}`: {error}")
+        return AgentSilent(f"{self.address} was lost at {what}: {error}")
 
 
 def _key(key: Path | SecretStr, passphrase: str | None) -> asyncssh.SSHKey:
