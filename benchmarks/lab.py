@@ -118,7 +118,7 @@ class Bench:
     def agent_by_hand(self) -> float:
         """Nothing to an agent that answers."""
         watch = Stopwatch(self.steps, AGENT_BY_HAND)
-        domain = Domain(self._libvirt, self._images[IDLE].disk)
+        domain = Domain(self._libvirt, self._images[IDLE].base)
         watch.mark("`qemu-img create`")
         domain.start()
         watch.mark("`virsh create`")
@@ -160,7 +160,7 @@ class Bench:
     def report_by_hand(self) -> float:
         """A bug check's event to a report on disk."""
         deadlines = self._images[KILLER].contract.deadlines
-        domain = Domain(self._libvirt, self._images[KILLER].disk, hold_restarts=True)
+        domain = Domain(self._libvirt, self._images[KILLER].base, hold_restarts=True)
         domain.start()
         wait_for("the bug check", domain.crash_count, deadlines.boot_to_agent, POLL)
         watch = Stopwatch(self.steps, REPORT_BY_HAND)

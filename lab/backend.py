@@ -98,6 +98,16 @@ class Image:
     symbols: tuple[Path, ...] = ()
     """Folders with the PDBs of the image's own kernel and drivers."""
 
+    @property
+    def base(self) -> Path:
+        """Its disk. Raises BackendError where it has none."""
+        if self.disk is None:
+            raise BackendError(
+                f"image {self.name} has no disk: it is for machines that have it installed already,"
+                " and a virtual machine has nothing installed"
+            )
+        return self.disk
+
 
 def unleased(action: str) -> None:
     """For a machine that nobody leases."""

@@ -367,7 +367,7 @@ def _inconsistencies(settings: Settings, folder: Path) -> Iterator[tuple[tuple[s
         yield from _image_problems(("images", name), image, folder)
     for name, table in settings.power.items():
         yield from ((("power", name, *key), text) for key, text in power_problems(table))
-    yield from _machine_problems(settings)
+    yield from _machine_problems(settings, folder)
 
 
 def _image_problems(
@@ -395,7 +395,7 @@ def _image_problems(
                 yield (*key, "build"), found
 
 
-def _machine_problems(settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
+def _machine_problems(settings: Settings, folder: Path) -> Iterator[tuple[tuple[str, ...], str]]:
     owners: dict[str, str] = {}
     for name, machine in settings.machines.items():
         key = ("machines", name)
@@ -412,6 +412,8 @@ def _machine_problems(settings: Settings) -> Iterator[tuple[tuple[str, ...], str
             yield (*key, "bmc"), "expected the [power.NAME] of a BMC: backend redfish or ipmi"
         if machine.console is not None and machine.count > 1:
             yield (*key, "console"), "expected a count of 1 beside console: a port is one machine's"
+        if machine.ssh is not None and machine.ssh.key is not None:
+            yield from _missing_file((*key, "ssh", "key"), _resolved(folder, machine.ssh.key))
         for slot in _slot_names(name, machine.count):
             if slot in owners:
                 yield key, f"machine {slot} is in [machines.{owners[slot]}] already"

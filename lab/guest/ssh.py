@@ -14,6 +14,7 @@ from lab.guest.base import CommandResult, Guest, GuestFileNotFoundError, wait_fo
 from lab.guest.ssh_files import SshFiles, path_there
 from lab.guest.ssh_link import CommandRuns, Finished, SshLink
 from lab.guest.windows_commands import HELLO, NOW, command_line, parse_time, powershell, set_clock
+from lab.signals import StaleHandleError
 
 if TYPE_CHECKING:
     from lab.machine import Machine
@@ -75,13 +76,14 @@ class SshGuest(Guest):
         limit = self._machine.contract.deadlines.command if deadline is None else deadline
         began = time.monotonic()
         line = command_line(program, arguments)
+        self._machine.signals.raise_if_down(self.boot)
         state: Literal["ended", "unknown", "running"] = "ended"
         done = None
         try:
             done = self._ask(program, lambda link: link.run(line, limit), limit)
         except AgentUnreachable:
             raise
-        except AgentSilent:
+        except (AgentSilent, StaleHandleError):  # it restarted as announced under the command
             state = "unknown"
         except CommandRuns:
             state = "running"

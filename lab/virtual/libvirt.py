@@ -116,11 +116,6 @@ class LibvirtBackend(Backend):
 
     def provision(self, image: Image, folder: Path, run_id: str) -> None:
         """See Backend. COM1's log and its times stay in the folder, whatever happens."""
-        if image.disk is None:
-            raise BackendError(
-                f"image {image.name} has no disk: it is for machines that have it installed"
-                " already, and a virtual machine has nothing installed"
-            )
         identity = DomainIdentity(str(uuid.uuid4()), self._slot, run_id)
         if not NAME.fullmatch(identity.name):
             raise BackendError(

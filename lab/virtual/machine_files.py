@@ -28,16 +28,10 @@ class MachineFiles:
     daemon: Daemon
 
     @property
-    def base(self) -> Path:
-        """The image's disk."""
-        assert self.image.disk is not None  # LibvirtBackend.provision has looked
-        return self.image.disk
-
-    @property
     def domain(self) -> DomainFiles:
         """What the domain's description names."""
         return DomainFiles(
-            self.base.resolve(),
+            self.image.base.resolve(),
             tuple(layers_below(self.folder / OVERLAY)),
             self.folder / OVERLAY,
             self.console.written_by_libvirt,
@@ -59,7 +53,7 @@ class MachineFiles:
             if account:
                 account.own(self.folder)
                 account.require_access(self.folder)
-                account.require_access(self.base)
+                account.require_access(self.image.base)
             self._clone_disk()
             made = [self.domain.disk]
             if self.image.nvram:

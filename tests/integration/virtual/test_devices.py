@@ -145,12 +145,12 @@ def test_bytes_written_grow_with_a_dump(slot: Slot) -> None:
 
 
 def test_disk_of_a_running_machine_is_read_only_and_its_base_is_untouched(slot: Slot) -> None:
-    before = slot.image.disk.read_bytes()
+    before = slot.image.base.read_bytes()
     slot.boot()
     slot.backend.nmi()
     slot.heard(SignalKind.RESTART, 1)
     slot.boot()
     with slot.backend.disk() as disk:
         assert disk.read(510, 2) == b"\x55\xaa"
-    assert slot.image.disk.read_bytes() == before
+    assert slot.image.base.read_bytes() == before
     assert slot.backend.disk_overlay().parent == slot.folder

@@ -74,7 +74,9 @@ def test_a_right_file_gives_slots_images_and_lease_times(write: Writer, tmp_path
     config = load_config(write(GOOD))
     slots = config.slots()
     assert list(slots) == ["vm-1", "vm-2", "single"]
-    assert slots["vm-2"].host.uri == "private"
+    host = slots["vm-2"].host
+    assert host is not None
+    assert host.uri == "private"
     assert slots["vm-2"].tags == {"virtual", "small"}
     assert config.store == tmp_path / "state"
     assert config.leases.expiry_seconds == 30

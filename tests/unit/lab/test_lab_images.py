@@ -295,8 +295,8 @@ def test_an_image_is_built_once_with_its_progress_told(open_images: Opener, tmp_
     assert images.image("own", silent).disk == first.disk
     assert (tmp_path / "built").read_text() == "x"
     assert said == ["Building image own: python build.py OUTPUT.qcow2", "  half of it"]
-    assert first.disk.parent == tmp_path / "store/images"
-    assert not os.stat(first.disk).st_mode & 0o222
+    assert first.base.parent == tmp_path / "store/images"
+    assert not os.stat(first.base).st_mode & 0o222
 
 
 def test_an_image_is_built_anew_when_command_contract_or_inputs_change(
@@ -416,7 +416,7 @@ def test_the_leavings_of_a_killed_build_are_removed(open_images: Opener, tmp_pat
         os.kill(int(child), signal.SIGKILL)
     waiting.join(DEADLINE)
     found = sorted(file.name for file in (tmp_path / "store/images").glob("*.qcow2"))
-    assert found == [images.image("own", silent).disk.name]
+    assert found == [images.image("own", silent).base.name]
 
 
 # Contracts
