@@ -131,7 +131,8 @@ class Collector:
         self._run_began = run_began
         self._say = say
         self._collected: set[str] = set()
-        self._crashes_before = 0
+        self._accounted: set[int] = set()
+        """Boots whose bug checks are told of."""
 
     def collect(self, cause: Cause, boot: int | None = None) -> Evidence:
         """Runs the ladder for the current boot, or the one given; then its evidence is sealed.
@@ -326,8 +327,9 @@ class Collector:
     def _account(self, evidence: Evidence, boot: SeenBoot) -> None:
         """What became of the dump of each bug check since the collection before this one."""
         machine = self._machine
-        crashes = machine.signals.crashes()[self._crashes_before :]
-        self._crashes_before += len(crashes)
+        # A bug check may be signalled when its boot's evidence is taken: its dump told of it.
+        crashes = [one for one in machine.signals.crashes() if one.boot not in self._accounted]
+        self._accounted |= {evidence.boot, *(one.boot for one in crashes)}
         evidence.crashes = len(crashes)
         evidence.missing = missing_dumps(
             machine.signals,

@@ -110,7 +110,9 @@ class Ladder:
                 rung.result = "it answered with a bug check"
                 self.said_by_sac = "SAC answered, so its kernel ran"
             if not self._crashed:
-                machine.signals.add(SignalKind.BUG_CHECK, "console", "SAC was told to crash it")
+                machine.signals.add(
+                    SignalKind.BUG_CHECK, "console", "SAC was told to crash it", boot=self._boot
+                )
         return None
 
     def _by_nmi(self) -> None:

@@ -177,7 +177,7 @@ class Machine:
         except DeadlineError as error:
             raise HungError(f"{self.name} did not {what} within {deadline:g} s") from error
         if self.told_on_console(boot) is not None and not self.crash_signalled(boot):
-            self.signals.add(SignalKind.BUG_CHECK, "console", "stop text on the console")
+            self.signals.add(SignalKind.BUG_CHECK, "console", "stop text on the console", boot=boot)
         if self.crash_signalled(boot):
             self.signals.raise_if_down(boot)
 

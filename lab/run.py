@@ -363,6 +363,8 @@ class Run:
 
     def evidence_waits(self) -> bool:
         """Whether something crashed and nobody tried to collect its evidence yet."""
+        if "quarantined" in self.record.machine:
+            return False  # it was tried, and nobody touches the machine any more
         boot = self.machine.unsealed_boot
         return boot is not None and not self._evidence_is_taken(boot)
 
@@ -371,7 +373,9 @@ class Run:
         told = evidence.dump is not None or evidence.stop_code_on_console is not None
         if told and evidence.cause != "hang" and not self.machine.crash_signalled(evidence.boot):
             source = "console" if evidence.dump is None else "dump"
-            self.machine.signals.add(SignalKind.BUG_CHECK, source, "found when it had gone down")
+            self.machine.signals.add(
+                SignalKind.BUG_CHECK, source, "found when it had gone down", boot=evidence.boot
+            )
         if evidence.dump is None:
             crash.summary = f"{evidence.cause} without a dump: {evidence.no_dump}"
             if evidence.stop_code_on_console is not None:

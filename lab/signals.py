@@ -114,10 +114,15 @@ class SignalLog:
         with self._changed:
             return self._boot
 
-    def add(self, kind: SignalKind, source: str, detail: str = "") -> Signal:
-        """Notes a signal of the current boot and wakes every waiting thread."""
+    def add(
+        self, kind: SignalKind, source: str, detail: str = "", *, boot: int | None = None
+    ) -> Signal:
+        """Notes a signal of the current boot, or of an earlier one, and wakes every waiting thread.
+
+        boot: which, for what was found out when another boot may have begun.
+        """
         with self._changed:
-            return self._add(kind, source, detail)
+            return self._add(kind, source, detail, boot)
 
     def add_restart(self, source: str, detail: str) -> None:
         """It restarted and boots again by itself: nobody sees one without the other."""
@@ -125,10 +130,11 @@ class SignalLog:
             self._add(SignalKind.RESTART, source, detail)
             self._add(SignalKind.POWER_ON, source, f"it boots again after: {detail}")
 
-    def _add(self, kind: SignalKind, source: str, detail: str) -> Signal:
+    def _add(self, kind: SignalKind, source: str, detail: str, boot: int | None = None) -> Signal:
         if kind in {SignalKind.POWER_ON, SignalKind.RESTORED}:
             self._boot += 1
-        signal = Signal(kind, self._boot, datetime.now(UTC), time.monotonic(), source, detail)
+        at = self._boot if boot is None else boot
+        signal = Signal(kind, at, datetime.now(UTC), time.monotonic(), source, detail)
         self._signals.append(signal)
         self._changed.notify_all()
         return signal

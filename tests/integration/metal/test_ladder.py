@@ -62,6 +62,8 @@ def test_of_a_machine_without_console_and_bmc_ssh_alone_tells_the_next_boot(box:
         # Nobody saw a bug check; its dump tells of one.
         assert run.failed("crash", down.value) is Outcome.CRASHED
         assert run.record.crashes[0].bug_check == "0x80"
+        assert [one.boot for one in machine.signals.crashes()] == [1]
+        assert machine.unsealed_boot is None
     (evidence,) = box.lab.evidence("restart")
     assert [one["status"] for one in evidence["dumps"] if one["file"]] == ["this boot's"]
 
