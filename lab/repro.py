@@ -106,8 +106,10 @@ def _keep(say: Say) -> Callable[[Run], None]:
     def keep(run: Run) -> None:
         machine = run.machine
         say(f"Kept, and running by itself: {machine.address()}")
-        say(f"console (COM1): {machine.console_log()}")
-        say(f"kernel debugger (COM2): {machine.debugger_port()}")
+        if "console-log" in machine.features:
+            say(f"console (COM1): {machine.console_log()}")
+        if "debugger-port" in machine.features:
+            say(f"kernel debugger (COM2): {machine.debugger_port()}")
         say(f"the lease of {machine.name} is held until you press Enter or Ctrl-C")
         with suppress(KeyboardInterrupt):
             sys.stdin.readline()

@@ -7,6 +7,7 @@ machine that restarted while nobody could hear it is found out by the next one.
 from __future__ import annotations
 
 import asyncio
+import secrets
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
@@ -21,7 +22,13 @@ from pydantic import SecretStr
 from lab import loop_thread
 from lab.backend import AgentError, AgentSilent, AgentUnreachable
 from lab.guest.ssh_settings import SshAddress
-from lab.guest.windows_commands import LAST_BOOT, parse_time, powershell
+from lab.guest.windows_commands import (
+    LAST_BOOT,
+    exit_code_in,
+    parse_time,
+    powershell,
+    telling_its_end,
+)
 
 T = TypeVar("T")
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 2.0
@@ -188,8 +195,10 @@ class SshLink:
 
     async def _run(self, command: str, deadline: float, what: str) -> Finished:
         connection = self._there()
+        mark = f"#{secrets.token_hex(4)}:"
+        line = telling_its_end(command, mark)
         try:
-            process = await connection.create_process(command, encoding="utf-8", errors="replace")
+            process = await connection.create_process(line, encoding="utf-8", errors="replace")
         except asyncssh.ChannelOpenError as error:
             raise AgentUnreachable(f"{self.address} opens no session: {error}") from None
         except (OSError, asyncssh.Error) as error:
@@ -201,9 +210,10 @@ class SshLink:
             raise CommandRuns(f"{what} did not end within {deadline:g} s") from None
         except (OSError, asyncssh.Error) as error:
             raise self._gone(what, error) from None
-        if done.exit_status is None or done.exit_signal is not None:
-            raise self._gone(what, "its channel died")
-        return Finished(done.exit_status & 0xFFFF_FFFF, str(done.stdout), str(done.stderr))
+        ended = exit_code_in(str(done.stdout), mark)
+        if ended is None:
+            raise self._gone(what, "its channel died before it told its exit code")
+        return Finished(ended[1], ended[0], str(done.stderr))
 
     async def _with_files(
         self,

@@ -29,6 +29,23 @@ def command_line(program: str, arguments: Sequence[str]) -> str:
     return _META.sub(r"^\g<0>", subprocess.list2cmdline(words))
 
 
+def telling_its_end(line: str, mark: str) -> str:
+    """Has cmd.exe print the exit code behind a mark: SSH libraries keep the lowest byte alone.
+
+    cmd.exe would put %errorlevel% in before the program runs; `call` looks again after it, and the
+    caret hides it from the first look.
+    """
+    return f"{line} & call echo {mark}%^errorlevel%"
+
+
+def exit_code_in(output: str, mark: str) -> tuple[str, int] | None:
+    """What a command printed, and its exit code, unsigned; None if it never came to its end."""
+    said, found, code = output.rpartition(mark)
+    if not found or not re.fullmatch(r"-?\d{1,10}\s*", code):
+        return None
+    return said, int(code) & 0xFFFF_FFFF
+
+
 def powershell(script: str) -> str:
     """Runs a script; encoded, so that no shell on the way can read anything into it."""
     encoded = base64.b64encode(script.encode("utf-16-le")).decode()

@@ -79,6 +79,7 @@ class PhysicalMachine(Backend):
         self._outlet, self._bmc = parts.outlet, parts.bmc
         self._port, self._link = parts.port, parts.link
         self._power = threading.RLock()  # one power operation at a time
+        self._should_be_on: bool | None = None
         self._ears = boots.listen_to(parts.port.log) if parts.port else None
 
     def address(self) -> str:
@@ -119,8 +120,11 @@ class PhysicalMachine(Backend):
             if self.is_on():
                 raise BackendError(f"start {self.address()}: it is on already")
             self._signals.add(SignalKind.POWER_ON, SOURCE)
+            self._should_be_on = True
             if self._port is not None:
                 self._port.retry()
+            if self._link is not None:  # it may be the witness
+                self._link.start()
             try:
                 self._outlet.on()
                 if self._bmc is not None and self._bmc is not self._outlet:
@@ -129,8 +133,6 @@ class PhysicalMachine(Backend):
             except BaseException:
                 self._signals.add(SignalKind.POWER_OFF, SOURCE, "it could not be switched on")
                 raise
-            if self._link is not None:
-                self._link.start()
 
     def _wait_for_bmc(self, bmc: Outlet) -> None:
         ask = readable(bmc.device, bmc.outlet).ask
@@ -149,6 +151,7 @@ class PhysicalMachine(Backend):
 
     def _cut(self, by: Outlet) -> None:
         with self._power:
+            self._should_be_on = False
             if self._link is not None:
                 self._link.stop("the lab cuts the power")
             try:
@@ -167,10 +170,15 @@ class PhysicalMachine(Backend):
             self.start(hold_restart=False)
 
     def is_on(self) -> bool:
-        """See Backend. An outlet that is on says little of a machine that switched itself off."""
+        """See Backend. An outlet that is on says little of a machine that switched itself off.
+
+        Where nobody can read the power, it is what the lab did last: one that hangs is silent, too.
+        """
         if self._bmc is not None:
             with suppress(UnreachableError):
                 return self._bmc.status().found is PowerState.ON
+        if not self._outlet.device.reads_back and self._should_be_on is not None:
+            return self._should_be_on
         return self._outlet.status().found is PowerState.ON
 
     def reset(self) -> None:

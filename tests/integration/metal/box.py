@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from images.test_kernel.build import build_image
 from lab.config import load_config
@@ -27,7 +27,7 @@ from lab.leases import open_leases
 from tests.integration.console.conftest import Process, free_port, listens
 from tests.integration.metal.guest_door import PASSWORD, USER, Agent, GuestDoor, guest_door
 from tests.integration.power import ipmi_bmc
-from tests.integration.power.snmpd import COMMUNITY, SnmpPdu
+from tests.integration.power.snmpd import COMMUNITY, FACTS, SnmpPdu
 from tests.integration.power.virtual_bmc import virtual_bmc
 from tests.support.labs import CONTRACT, TestLab
 from tests.support.libvirt import Domain, Libvirt, VirshError
@@ -236,6 +236,16 @@ def _machine(stack: ExitStack, own: Path, libvirt: Libvirt, disk: Path, place: s
     return MetalMachine(own.name, place, domain, door, port, bmc, ser2net, trace)
 
 
+def _order(pdu: SnmpPdu, state: Literal["on", "off"]) -> str:
+    """net-snmp's command that switches {outlet} of the PDU, and tells nothing of it."""
+    order = FACTS[FAMILY][f"order_{state}"]
+    one = FACTS[FAMILY]["objects"][order["object"]]
+    return (
+        f"snmpset -v2c -c {COMMUNITY} {pdu.host}:{pdu.port}"
+        f" .{one['oid']}.{{outlet}} i {one['values'][order['value']]}"
+    )
+
+
 def _write_lab(
     folder: Path,
     pdu: SnmpPdu,
@@ -269,6 +279,11 @@ address = "127.0.0.1"
 port = {pdu.port}
 community_secret = "community"
 timing = {{ poll_seconds = 0.05, pause_seconds = 0.2 }}
+[power.blind]
+backend = "exec"
+on = "{_order(pdu, "on")}"
+off = "{_order(pdu, "off")}"
+timing = {{ deadline_seconds = 30, poll_seconds = 0.1, pause_seconds = 0.2 }}
 """
     for number, machine in enumerate(machines, 1):
         parts = {

@@ -36,6 +36,7 @@ AGENT_SECONDS = 20
 ALIVE_SECONDS = 2
 """For an agent's answer to a new connection."""
 WATCH_SECONDS = 0.1
+ENDING = re.compile(r" & call echo (\S+)%\^errorlevel%$")
 FOR_EVER = 3600.0
 """For what nobody answers."""
 NOT_FOUND = ("cannot find the file", "cannot find the path", "No such file")
@@ -164,6 +165,8 @@ class GuestDoor:
         self.agent = agent
         self.unplugged: Literal["", "for good", "until it restarts"] = ""
         self.commands: list[str] = []
+        self.slowness = 0.0
+        """Seconds that each command takes, beyond its own."""
         self._resets = resets
         self._folder = folder
         self._connections: set[asyncssh.SSHServerConnection] = set()
@@ -189,6 +192,10 @@ class GuestDoor:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    def cut(self) -> None:
+        """Breaks each connection once."""
+        self._loop.call_soon_threadsafe(self._abort)
 
     def _call(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
@@ -272,13 +279,18 @@ class GuestDoor:
     async def _serve(self, process: asyncssh.SSHServerProcess[str]) -> None:
         line = process.command or ""
         self.commands.append(line)
+        line, mark = ENDING.sub("", line), ENDING.search(line)
         try:
+            await asyncio.sleep(self.slowness)
             answer = await self._answer(line)
         except Refused as error:
             answer = Answer(9009, errors=f"{error}\r\n")
         except Silent:
             await asyncio.sleep(FOR_EVER)  # until the connection is gone
             return
+        if mark is not None:  # cmd.exe's numbers have a sign
+            code = answer.code - (answer.code >> 31 << 32)
+            answer.output += f"{mark[1]}{code}\r\n"
         process.stdout.write(answer.output)
         process.stderr.write(answer.errors)
         process.exit(answer.code)

@@ -11,15 +11,18 @@ from typing import Any
 import pytest
 
 from lab.backend import BackendError
+from lab.guest.base import GuestFileNotFoundError
 from lab.outcome import HungError, Outcome
 from lab.run import Run
 from lab.signals import MachineCrashed, SignalKind
+from tests.integration.machine.conftest import behind
 from tests.integration.metal.box import Box
 from tests.support.labs import COMMAND_DEADLINE, crash_by_nmi, run_in
 from tests.support.sensor import content_files
 from tests.support.waiting import wait_for
 
 SC = r"C:\Windows\System32\sc.exe"
+REG = r"C:\Windows\System32\reg.exe"
 
 
 def rungs(evidence: dict[str, Any]) -> dict[str, str]:
@@ -174,3 +177,32 @@ def test_what_it_lacks_is_said(box: Box, tmp_path: Path) -> None:
     done = box.lab.lab("health", "m1", "--lab", wrong)
     assert done.returncode == 3
     assert "nothing can be written to theirs" in done.stderr
+
+
+def test_a_command_whose_channel_died_is_unknown_and_never_repeated(box: Box) -> None:
+    door = box.machines["m1"].door
+    with run_in(box.lab) as run:
+        guest = run.boot()
+        add = ["add", r"HKLM\SOFTWARE\Marks", "/v", "a & b|c", "/d", 'say "hi" 100%', "/f"]
+        assert guest.run(REG, add).exit_code == 0
+        shown = guest.run(REG, ["query", r"HKLM\SOFTWARE\Marks"])
+        assert 'a & b|c    REG_SZ    say "hi" 100%' in shown.output
+        assert guest.run(REG, ["query", r"HKLM\SOFTWARE\None"]).exit_code == 1
+        content = bytes(range(256)) * 300
+        guest.write_file(r"C:\Windows\Temp\a.bin", content)
+        assert guest.read_file(r"C:\Windows\Temp\a.bin") == content
+        with pytest.raises(GuestFileNotFoundError):
+            guest.read_file(r"C:\Windows\Temp\b.bin")
+        assert guest.run(r"C:\Windows\System32\absent.exe").exit_code == 9009  # cmd.exe's own
+
+        door.slowness, door.commands = 60.0, []
+        with behind(lambda: guest.run(REG, ["query", r"HKLM\SOFTWARE"])) as running:
+            wait_for("the command", lambda: len(door.commands) == 1, COMMAND_DEADLINE)
+            door.slowness = 0.0
+            door.cut()
+            result = running.result()
+        assert (result.state, result.exit_code) == ("unknown", None)
+        wait_for("SSH again", guest.answers, COMMAND_DEADLINE)
+        assert len([one for one in door.commands if "reg.exe" in one]) == 1
+        assert run.machine.boot == 1  # the same boot, by its time
+        assert len(run.machine.signals.of(SignalKind.AGENT_UP)) == 2

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lab.guest.windows_commands import NOW, command_line, parse_time, powershell, set_clock
+from lab.guest.windows_commands import (
+    NOW,
+    command_line,
+    exit_code_in,
+    parse_time,
+    powershell,
+    set_clock,
+    telling_its_end,
+)
 from tests.integration.metal.guest_door import split_command
 
 ARGUMENTS = st.lists(
@@ -31,6 +39,14 @@ def test_a_program_gets_its_arguments_as_they_are(arguments: list[str]) -> None:
 def test_a_line_end_is_refused(wrong: str) -> None:
     with pytest.raises(ValueError, match="cannot hold line ends"):
         command_line("program.exe", [wrong])
+
+
+def test_an_exit_code_has_all_its_bytes() -> None:
+    assert telling_its_end("x.exe", "#1:") == "x.exe & call echo #1:%^errorlevel%"
+    assert exit_code_in("said#1:3010\r\n", "#1:") == ("said", 3010)
+    assert exit_code_in("#1:7 #1:-1073741819\r\n", "#1:") == ("#1:7 ", 0xC0000005)
+    for unfinished in ("said", "said#1:", "said#1:%errorlevel%\r\n"):
+        assert exit_code_in(unfinished, "#1:") is None
 
 
 def test_powershell_gets_its_script_encoded() -> None:
