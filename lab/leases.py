@@ -22,9 +22,10 @@ from typing import Any, Literal, Self
 import sqlalchemy as sa
 
 from lab.config import Config
-from lab.lease_database import LeaseDatabase, LeaseStoreError, quarantine, requests, slots
+from lab.lease_database import LeaseDatabase, LeaseStoreError, requests, slots
 from lab.outcome import InfrastructureError, LabError
 from lab.processes import Process, boot_id, boot_time
+from lab.quarantine import Quarantined, put_back, quarantined, take_out
 
 BUSY_SECONDS = 5.0
 """How long a transaction waits for another process's."""
@@ -51,22 +52,6 @@ class LeaseLost(InfrastructureError):  # noqa: N818 - a state, not a mistake
 State = Literal["held", "broken", "expired", "dead"]
 """broken: taken away, and until its expiry perhaps still in use. expired: its holder was not heard
 of in time. dead: its holder's process ended without giving it back. The last two are free."""
-
-
-@dataclass(frozen=True)
-class Quarantined:
-    """A machine that nobody gets before a person gives it back. since: UTC."""
-
-    slot: str
-    reason: str
-    run_id: str
-    since: datetime
-
-    def __str__(self) -> str:
-        return (
-            f"{self.slot} is taken out of the pool since {self.since:%Y-%m-%d %H:%M:%S} UTC, run"
-            f" {self.run_id}: {self.reason}"
-        )
 
 
 @dataclass(frozen=True)
@@ -270,27 +255,18 @@ class LeaseStore:
         """Takes a machine out of the pool until put_back(); a later reason replaces the first."""
         self._refuse_unknown([slot])
         with self._database.transaction() as connection:
-            connection.execute(sa.delete(quarantine).where(quarantine.c.slot == slot))
-            connection.execute(
-                sa.insert(quarantine).values(
-                    slot=slot,
-                    reason=reason,
-                    run_id=run_id,
-                    since=datetime.now(UTC).replace(tzinfo=None),
-                )
-            )
+            take_out(connection, slot, reason, run_id)
 
     def put_back(self, slot: str) -> bool:
         """Puts a machine back into the pool; False if it was in it."""
         self._refuse_unknown([slot])
         with self._database.transaction() as connection:
-            done = connection.execute(sa.delete(quarantine).where(quarantine.c.slot == slot))
-            return done.rowcount > 0
+            return put_back(connection, slot)
 
     def quarantined(self) -> dict[str, Quarantined]:
         """What is out of the pool, by the machines' names."""
         with self._database.transaction() as connection:
-            return _quarantined(connection)
+            return quarantined(connection)
 
     def break_lease(self, slot: str, reason: str) -> bool:
         """Takes a machine from its holder, who is told `reason` at the next heartbeat.
@@ -441,17 +417,9 @@ def _holding(row: sa.Row[Any]) -> Holding:
     )
 
 
-def _quarantined(connection: sa.Connection) -> dict[str, Quarantined]:
-    rows = connection.execute(sa.select(quarantine).order_by(quarantine.c.slot))
-    return {
-        row.slot: Quarantined(row.slot, row.reason, row.run_id, row.since.replace(tzinfo=UTC))
-        for row in rows
-    }
-
-
 def _in_the_pool(connection: sa.Connection, candidates: Sequence[str]) -> list[str]:
     """Those that somebody may get; to wait for others would be to wait for a person."""
-    out = _quarantined(connection)
+    out = quarantined(connection)
     found = [slot for slot in candidates if slot not in out]
     if not found:
         said = "\n".join(f"  {out[slot]}" for slot in candidates)

@@ -41,6 +41,7 @@ class Machine:
     Every call confirms the lease first. What blocks raises MachineCrashed in the waiting thread the
     moment a crash is signalled (lab.signals.SignalLog.wait). Each boot is given by the lab: a
     restart from inside leaves the machine off until evidence is taken and start() is called.
+    Without the feature hold-restart it boots again by itself, and the boot number grows with that.
     """
 
     def __init__(

@@ -11,10 +11,10 @@ from importlib.metadata import version
 from types import TracebackType
 from typing import Self
 
-from crashdump_analysis import DumpError, Report, triage
-from crashdump_analysis.report import Culprit
+from crashdump_analysis import Report
 from lab.backend import AgentSilent, AgentUnreachable, Image
 from lab.candidate import Activation, Candidate, ContentSet
+from lab.crash_report import fill_in
 from lab.disks.edit import EditDone
 from lab.evidence import Cause, Collector, Evidence, EvidenceError
 from lab.guest.base import Guest
@@ -385,26 +385,10 @@ class Run:
                 )
             return
         symbols = [*(self.candidate.symbol_folders if self.candidate else ()), *self.image.symbols]
-        try:
-            report = triage(evidence.dump, symbols=symbols)
-        except DumpError as error:
-            crash.summary = f"its dump cannot be read: {error}"
-            return
-        self.reports.append(report)
-        (evidence.folder / "report.json").write_text(report.to_json(), encoding="utf-8")
-        (evidence.folder / "report.txt").write_text(report.to_text(), encoding="utf-8")
-        crash.bug_check = f"0x{report.bug_check.code:X}"
-        crash.parameters = [f"0x{one.value:X}" for one in report.bug_check.parameters]
-        crash.culprit, crash.confidence = _in_words(report.culprit), report.culprit.confidence
-        crash.bucket, crash.family = report.bucket.id, report.bucket.family
-        after = "made to dump from outside: " if evidence.cause == "hang" else ""
-        guess = f" (a guess: {report.culprit.reason})" if crash.confidence == "low" else ""
-        crash.summary = (
-            f"{after}bug check {crash.bug_check} {report.bug_check.name}: "
-            f"{crash.culprit or f'no culprit ({report.culprit.reason})'}{guess};"
-            f" bucket {crash.bucket}"
-        )
-        self.say(crash.summary)
+        report = fill_in(crash, evidence, symbols)
+        if report is not None:
+            self.reports.append(report)
+            self.say(crash.summary)
 
     def can_recover(self) -> bool:
         """Whether it went down by a fault of the product, and its evidence is safe."""
@@ -512,11 +496,3 @@ class Run:
     def verdict(self) -> Verdict:
         """What the outcomes so far say."""
         return verdict_of([one.outcome for one in self.record.outcomes])
-
-
-def _in_words(culprit: Culprit) -> str | None:
-    if culprit.module is None:
-        return None
-    place = f"{culprit.module}!{culprit.function}" if culprit.function else culprit.module
-    line = f" [{culprit.file} @ {culprit.line}]" if culprit.file else ""
-    return place + line
