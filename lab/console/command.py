@@ -128,7 +128,7 @@ def _watch(
     """Copies the log to standard output until `over`, or Ctrl-C."""
     signals = SignalLog()
     log.listen(signals.wake)
-    trouble = ""
+    trouble: str | None = None  # so that the first state is told, too
 
     def something() -> bool:
         log.look()

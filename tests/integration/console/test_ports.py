@@ -178,7 +178,7 @@ def test_a_server_that_replays_its_buffer_is_marked_and_nothing_is_dropped(bench
         with first:
             first.sendall(kept)
             logged(port.log, kept)
-        wait_for("the loss", lambda: not port.connected, DEADLINE)
+        wait_for("the loss", lambda: len(marks(port.log, "lost")) == 1, DEADLINE)
         second, _ = server.accept()
         with second:
             for piece in (kept[100:150], kept[150:], b"what is new\r\n"):
@@ -188,7 +188,7 @@ def test_a_server_that_replays_its_buffer_is_marked_and_nothing_is_dropped(bench
             replay = marks(port.log, "looks-replayed")
             assert replay[-1]["offset"] == len(kept)
             assert replay[-1]["length"] == len(kept) - 100
-        wait_for("the loss", lambda: not port.connected, DEADLINE)
+        wait_for("the loss", lambda: len(marks(port.log, "lost")) == 2, DEADLINE)
         third, _ = server.accept()
         with third:
             third.sendall(b"something else that was never said before, and at length\r\n")
