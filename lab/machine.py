@@ -190,9 +190,9 @@ class Machine:
 
     def reset(self) -> None:
         """Presses the reset button. Raises MachineCrashed if it crashed before."""
+        self.require("reset")
         self._raise_if_crashed()
         self.signals.announce_restart()
-        self.require("reset")
         self._call("reset", self._backend.reset)
 
     def bring_back(self, how: Literal["reset", "power-cycle"]) -> None:
@@ -202,7 +202,6 @@ class Machine:
         """
         self.signals.announce_restart()
         if how == "reset":
-            self.require("reset")
             self._call("reset", self._backend.reset)
         else:
             self._call("power cycle", self._backend.power_cycle, deadline=HYPERVISOR_SECONDS)
