@@ -34,7 +34,7 @@ demo: $(ENVIRONMENT) machine-packages ## a bad content file stops a machine: its
 test: $(ENVIRONMENT) test-packages ## every test, on real virtual machines
 	$(PYTEST) -n $(WORKERS) --dist worksteal -m "not soak and not slow and not metal and not install" $(EXAMPLE)
 
-slow: $(ENVIRONMENT) test-packages ## what takes long: a whole run with a guest slowed 50 times
+slow: $(ENVIRONMENT) test-packages ## what takes long: a run with a guest slowed 50 times, every variant by other readers
 	$(PYTEST) -n $(WORKERS) --dist worksteal -m slow --timeout 3600
 
 metal: $(ENVIRONMENT) test-packages ## every family of power devices; physical machines in a box, and the qualification suite on one

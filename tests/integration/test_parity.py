@@ -29,10 +29,19 @@ from tests.oracle.dbgeng import (
 from tests.oracle.readers import KernelDump, Volatility
 from tests.support.crashes import DPC_TIMEOUT, Crash
 from tests.support.kernel_memory import kernel_base, loaded_modules
-from tests.support.sensor import CRASHES, KINDS, CrashKind, built, source_function, source_line
+from tests.support.sensor import (
+    CRASHES,
+    KINDS,
+    ONE_OF_EACH,
+    CrashKind,
+    built,
+    source_function,
+    source_line,
+)
 from tests.support.symbols import export, places, public_symbol
 
 every_crash = pytest.mark.parametrize(("kind", "variant"), CRASHES)
+one_of_each = pytest.mark.parametrize(("kind", "variant"), ONE_OF_EACH)
 KERNEL = BUILT / "ntoskrnl.exe"
 CLOCK_TICK = 10
 """Milliseconds between the ticks that the DPC watchdog counts."""
@@ -172,7 +181,7 @@ def volatility(tmp_path_factory: pytest.TempPathFactory) -> Volatility:
     return Volatility(folder / "symbols", folder / "cache")
 
 
-@every_crash
+@one_of_each
 def test_volatility3(
     crash_of: CrashFactory, kind: str, variant: str, volatility: Volatility, contract: Contract
 ) -> None:
@@ -213,7 +222,7 @@ def expected_stack(kind: str, variant: str) -> Sequence[ExpectedFrame]:
     return frames
 
 
-@every_crash
+@one_of_each
 def test_dbgeng(crash_of: CrashFactory, kind: str, variant: str, volatility: Volatility) -> None:
     engine = judge()
     crash, what = crash_of(kind, variant), KINDS[kind]

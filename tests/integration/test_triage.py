@@ -37,6 +37,7 @@ from tests.support.pdbs import with_unwind_data
 from tests.support.sensor import (
     CRASHES,
     KINDS,
+    ONE_OF_EACH,
     VARIANTS,
     WITH_THE_BUG,
     built,
@@ -463,7 +464,7 @@ def test_the_engines_rule_about_inlined_functions() -> None:
     assert same > differing
 
 
-@every_crash
+@pytest.mark.parametrize(("kind", "variant"), ONE_OF_EACH)
 def test_microsofts_engine_agrees(crash_of: CrashFactory, kind: str, variant: str) -> None:
     engine = judge()
     crash = crash_of(kind, variant)

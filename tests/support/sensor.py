@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from images.test_kernel.build import DRIVERS_FOLDER, Driver
 from images.test_kernel.registry import RegistryValue, ServiceStart
 from tests.support.libvirt import Domain, VirshError
@@ -167,3 +169,8 @@ KINDS = {
 }
 CRASHES = [(kind.name, variant) for kind in KINDS.values() for variant in kind.variants]
 """Every kind with every variant in which it happens."""
+ONE_OF_EACH = [
+    pytest.param(*one, marks=[] if one[1] == KINDS[one[0]].variants[0] else [pytest.mark.slow])
+    for one in CRASHES
+]
+"""The same for judges that take long: one variant of a kind in `make test`, all in `make slow`."""
