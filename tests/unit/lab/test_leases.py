@@ -433,7 +433,7 @@ def test_a_database_made_anew_waits_for_leases_it_cannot_know(database: Path) ->
 
 
 def test_a_locked_database_delays_others_and_ends_the_lease(database: Path) -> None:
-    store = open_store(database, expiry=3, margin=0.5)
+    store = open_store(database, expiry=6, margin=1)
     lease = acquire(store)
     blocker = sqlite3.connect(database, isolation_level=None)
     blocker.execute("BEGIN IMMEDIATE")
