@@ -331,6 +331,7 @@ class Collector:
         crashes = [one for one in machine.signals.crashes() if one.boot not in self._accounted]
         self._accounted |= {evidence.boot, *(one.boot for one in crashes)}
         evidence.crashes = len(crashes)
+        tolerance = CLOCK_TOLERANCE * machine.contract.deadlines.slowdown
         evidence.missing = missing_dumps(
             machine.signals,
             crashes,
@@ -341,15 +342,17 @@ class Collector:
                 if one.status in {DumpStatus.THIS_BOOT, DumpStatus.EARLIER}
             ],
             staged_in=machine.contract.dump.staged_in,
-            tolerance=CLOCK_TOLERANCE * machine.contract.deadlines.slowdown,
+            tolerance=tolerance,
         )
         if any(one.boot == evidence.boot for one in evidence.missing):
-            # Times alone said so, and what was moved aside was so before this boot's bug check.
+            # "This boot's" by time alone, and nearer to the bug check of a boot before.
             for one in evidence.dumps:
-                aside = one.path not in (HYPERVISOR, machine.contract.dump.staged_in)
-                if aside and one.status == DumpStatus.THIS_BOOT:
-                    one.status = DumpStatus.EARLIER
-                    one.detail += ", but this boot's own dump was not finished"
+                others = [seen.at for seen in crashes if seen.boot != evidence.boot]
+                if one.status == DumpStatus.THIS_BOOT and one.path != HYPERVISOR and one.time:
+                    time = datetime.fromisoformat(one.time) - boot.clock_offset
+                    if any(abs(time - other) <= tolerance for other in others):
+                        one.status = DumpStatus.EARLIER
+                        one.detail += ", but this boot's own dump was not finished"
         if evidence.dump is not None:  # matched by more than time
             evidence.missing = [one for one in evidence.missing if one.boot != evidence.boot]
         evidence.overwritten = sum(one.written_over_by is not None for one in evidence.missing)

@@ -29,11 +29,12 @@ WRITE_SECONDS = 10.0
 
 
 class SerialConnection(Connection):
-    """A port that pyserial has opened."""
+    """A port that pyserial has opened. exclusive: its device refuses to be opened again."""
 
-    def __init__(self, port: serial.SerialBase, name: str) -> None:
+    def __init__(self, port: serial.SerialBase, name: str, *, exclusive: bool) -> None:
         self._port = port
         self._name = name
+        self._exclusive = exclusive
 
     def read(self) -> bytes:
         """See Connection."""
@@ -56,7 +57,10 @@ class SerialConnection(Connection):
 
     def close(self) -> None:
         """See Connection."""
-        with suppress(serial.SerialException, OSError):  # it is gone already
+        with suppress(serial.SerialException, OSError, TypeError):  # it is gone already
+            if self._exclusive:  # the refusal outlives this file where others have the device open
+                fcntl.ioctl(self._port.fileno(), termios.TIOCNXCL)
+        with suppress(serial.SerialException, OSError):
             self._port.close()
 
 
@@ -84,7 +88,7 @@ class SerialTransport(Transport):
             except OSError as error:
                 port.close()
                 raise ConsoleError(f"console {line.port}: not exclusively: {error}") from error
-        return SerialConnection(port, line.port)
+        return SerialConnection(port, line.port, exclusive=self._is_device)
 
     def _advice(self) -> str:
         if not self._is_device:

@@ -157,7 +157,11 @@ class Bench:
         return self.process(command, lambda: listens(port)), port
 
     def bmc(self, device: Path) -> tuple[Process, int]:
-        """OpenIPMI's BMC with Serial over LAN to a device, and its UDP port."""
+        """OpenIPMI's BMC with Serial over LAN to a device, and its UDP port.
+
+        Through ser2net: ipmi_sim locks devices in a folder that only root may write to.
+        """
+        _, number = self.ser2net(device)
         with socket.socket(type=socket.SOCK_DGRAM) as free:
             free.bind(("127.0.0.1", 0))
             port = int(free.getsockname()[1])
@@ -166,7 +170,7 @@ class Bench:
             'name "console"\nset_working_mc 0x20\nstartlan 1\n'
             f"addr 127.0.0.1 {port}\npriv_limit admin\n"
             "allowed_auths_admin none md2 md5 straight\nguid a123456789abcdefa123456789abcdef\n"
-            f'endlan\nsol "{device}" 115200\n'
+            f'endlan\nsol "tcp:127.0.0.1:{number}" 115200\n'
             f'user 2 true "{BMC_USER}" "{BMC_PASSWORD}" admin 10 none md2 md5 straight\n'
         )
         emulation.write_text(

@@ -172,8 +172,8 @@ def test_after_a_bug_check_it_says_so_and_restarts_on_demand(
 ) -> None:
     disk = build_image(lab_folder / "stays.qcow2", settings=Settings(auto_reboot=False))
     machine = rig_of(disk).machine
-    machine.nmi()
     watcher = machine.watch_console().regardless_of_boot()
+    machine.nmi()
     watcher.expect(rb"memory dump complete[^!]*!SAC>", machine.contract.deadlines.dump_writing)
     sac = Sac(watcher, machine.type_on_console, deadline=machine.contract.deadlines.console_reply)
     with pytest.raises(SacAfterBugCheck, match="stop code 0x80") as found:
