@@ -240,9 +240,14 @@ class Machine:
         return Watcher(self._backend.console(), self.signals, boot=self.boot, offset=offset)
 
     def type_on_console(self, data: bytes) -> None:
-        """Types on the console."""
+        """Types on the console. Raises MachineDown where it went down before it could be typed."""
         self.require("console-type")
-        self._call("typing on the console", lambda: self._backend.type_on_console(data))
+        boot = self.boot
+        try:
+            self._call("typing on the console", lambda: self._backend.type_on_console(data))
+        except BackendError:
+            self.signals.raise_if_down(boot)
+            raise
 
     def sac(self) -> Sac:
         """Windows' SAC on the current boot's console. Raises BackendError where there is none."""

@@ -31,6 +31,8 @@ class Boots:
         self._lock = threading.Lock()
         self._told_booting: set[int] = set()
         """Boots of which the console has said that they began."""
+        self._told_stop: set[int] = set()
+        """Boots whose stop text has come; the ladder may have signalled their crash before."""
         self._times: dict[int, datetime] = {}
         """When a boot began, by its own clock, where SSH has said it."""
 
@@ -50,10 +52,13 @@ class Boots:
                 if not crashed:
                     self._signals.add(SignalKind.BUG_CHECK, CONSOLE, "it is at !SAC>")
             else:
-                if crashed:
+                if boot in self._told_stop:
                     self._signals.add_restart(CONSOLE, "another stop text")
-                code = int(found[1], 16)
-                self._signals.add(SignalKind.BUG_CHECK, CONSOLE, f"stop code 0x{code:X}")
+                boot = self._signals.boot
+                self._told_stop.add(boot)
+                if not self._signals.crashes(boot):
+                    code = int(found[1], 16)
+                    self._signals.add(SignalKind.BUG_CHECK, CONSOLE, f"stop code 0x{code:X}")
 
     def ssh_up(self, booted: datetime) -> None:
         """Its SSH server answers; booted: when Windows says it began."""

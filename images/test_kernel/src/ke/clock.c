@@ -14,16 +14,11 @@ static ULONG64 KiBaseTsc, KiInterruptTime, KiTscTo100ns; /* 32.32 fixed point */
 static LONG64 KiSystemTimeBase;
 static ULONG KeTickCount;
 
-typedef struct _KSYSTEM_TIME {
-    ULONG LowPart;
-    LONG High1Time, High2Time;
-} KSYSTEM_TIME;
-
 static void KiPublishTime(ULONG Offset, ULONG64 Value) {
-    volatile KSYSTEM_TIME *Time = (volatile KSYSTEM_TIME *)(MI_SHARED + Offset);
-    Time->High2Time = (LONG)(Value >> 32); /* readers retry while the two differ */
-    Time->LowPart = (ULONG)Value;
-    Time->High1Time = (LONG)(Value >> 32);
+    volatile ULONG *Time = (PVOID)(MI_SHARED + Offset); /* a KSYSTEM_TIME: low, high, high again */
+    Time[2] = (ULONG)(Value >> 32);                     /* readers retry while the two differ */
+    Time[0] = (ULONG)Value;
+    Time[1] = (ULONG)(Value >> 32);
 }
 
 ULONG64 KiQueryInterruptTime(void) {
@@ -92,12 +87,23 @@ void KiInterruptDispatch(ULONG Line, PKTRAP_FRAME TrapFrame) {
     KiDisable();
 }
 
+/* The ACPI timer and the TSC of that moment: of 8 pairs the one with the shortest pause between. */
+static ULONG KiReadTimers(PULONG64 Tsc) {
+    ULONG Timer = 0;
+    for (ULONG64 i = 0, Best = ~0ULL, Start, End; i < 8; i++) {
+        Start = KiReadTsc();
+        ULONG Now = HalReadPmTimer();
+        if ((End = KiReadTsc()) - Start < Best) Best = End - Start, Timer = Now, *Tsc = Start;
+    }
+    return Timer;
+}
+
 void KiInitializeClock(void) {
-    /* The TSC over 10 ms or more of the ACPI timer (24 bits, 3.579545 MHz): pauses do no harm. */
-    ULONG Start = HalReadPmTimer(), Passed = 0;
-    KiBaseTsc = KiReadTsc();
-    while (Passed < 35795) Passed = (HalReadPmTimer() - Start) & 0xFFFFFF;
-    KiTscFrequency = (KiReadTsc() - KiBaseTsc) * 3579545 / Passed;
+    /* The TSC over 10 ms or more of the ACPI timer (24 bits, 3.579545 MHz). */
+    ULONG64 Now;
+    ULONG Start = KiReadTimers(&KiBaseTsc), Passed = 0;
+    while (Passed < 35795) Passed = (KiReadTimers(&Now) - Start) & 0xFFFFFF;
+    KiTscFrequency = (Now - KiBaseTsc) * 3579545 / Passed;
     KiTscTo100ns = (10000000ULL << 32) / KiTscFrequency;
     KiSystemTimeBase = HalReadRtc();
     /* PIC: interrupts at vectors 0x30 up; clock and keyboard only. PIT channel 0 at 100 Hz. */
