@@ -61,6 +61,16 @@ def test_between_two_stop_texts_there_was_a_restart(log: Log, signals: SignalLog
     assert [one.boot for one in signals.crashes()] == [1, 2]
 
 
+def test_a_crash_that_was_signalled_before_its_stop_text_is_one(
+    log: Log, signals: SignalLog
+) -> None:
+    """SAC answered the ladder, and what it did comes on the console a moment later."""
+    signals.add(SignalKind.BUG_CHECK, "console", "SAC was told to crash it")
+    log.add(STOP)
+    assert signals.boot == 1
+    assert len(signals.crashes()) == 1
+
+
 def test_a_prompt_after_a_bug_check_is_a_sign_of_one(log: Log, signals: SignalLog) -> None:
     log.add(b"\r\n!SAC>")
     assert [one.detail for one in signals.crashes()] == ["it is at !SAC>"]
