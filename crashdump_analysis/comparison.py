@@ -1,7 +1,7 @@
 """Where two engines' reports of one dump differ: portable's and Microsoft's.
 
-Every difference is a value of DifferenceKind. Some are known ways of the engine of 2017, found with
-the test suite; they bear names of their own and are never left out.
+Every difference is a value of DifferenceKind. Known ways of the engine of 2017, each held against
+the dump or the PDB, bear names of their own; they are told apart from differences, never left out.
 """
 
 from __future__ import annotations
@@ -85,15 +85,16 @@ class Difference:
 class Comparison:
     """What came of comparing the reports of `portable` and `pykd`.
 
-    frames: how many frames were compared, inlined functions not counted. limit:
-    in words, why not all of them; empty where they were. failure: in words, why nothing was
-    compared; empty where it was.
+    known: where they differ as the engine is known to; differences: all else. frames: how many
+    frames were compared, inlined functions not counted. limit: in words, why not all of them; empty
+    where they were. failure: in words, why nothing was compared; empty where it was.
     """
 
     differences: tuple[Difference, ...]
     frames: int = 0
     limit: str = ""
     failure: str = ""
+    known: tuple[Difference, ...] = ()
 
 
 def compare(portable: Report, pykd: Report, inlined_at: InlinedAt) -> Comparison:
@@ -107,17 +108,19 @@ def compare(portable: Report, pykd: Report, inlined_at: InlinedAt) -> Comparison
         ours, theirs = faults
         frames, limit = _comparable(ours, theirs)
         begin = "frames are compared from the fault on, where one of the stacks begins"
+    found = (
+        *_facts(portable, pykd),
+        *_modules(portable.modules, pykd.modules),
+        *_context(portable, pykd),
+        *_stacks(ours[:frames], theirs[:frames], inlined_at),
+        # Follows from the stacks, so not where they could be compared in part only.
+        *(() if limit else _culprits(portable, pykd)),
+    )
     return Comparison(
-        (
-            *_facts(portable, pykd),
-            *_modules(portable.modules, pykd.modules),
-            *_context(portable, pykd),
-            *_stacks(ours[:frames], theirs[:frames], inlined_at),
-            # Follows from the stacks, so not where they could be compared in part only.
-            *(() if limit else _culprits(portable, pykd)),
-        ),
+        tuple(one for one in found if not one.known),
         min(frames, len(ours), len(theirs)),
         "; ".join(one for one in (begin, limit) if one),
+        known=tuple(one for one in found if one.known),
     )
 
 

@@ -203,14 +203,17 @@ def _comparison(report: Report) -> Iterator[str]:
                 yield f"         {name} {value}"
     if report.comparison is None:
         return
-    found_differences = report.comparison.differences
-    summary = f"{len(found_differences)} differences" if found_differences else "no difference"
+    differences, known = report.comparison.differences, report.comparison.known
+    count = len(differences)
+    summary = f"{count or 'no'} difference{'s' if count > 1 else ''}"
+    if known:
+        summary += f", {len(known)} as the engine is known for"
     if report.comparison.failure:
         summary = f"not compared: {report.comparison.failure}"
     yield from _labelled("PYKD", f"{summary} ({report.comparison.frames} frames compared)")
     if report.comparison.limit:
         yield f"         {report.comparison.limit}"
-    for one in found_differences:
+    for one in (*differences, *known):
         yield f"         {one.kind} {one.place}: portable {one.portable}, pykd {one.pykd}"
         if one.known:
             yield f"           known: {one.known}"

@@ -10,9 +10,13 @@ from typing import Any, Protocol
 import pytest
 
 from images.contract import CATALOG, Contract, load_contract
+from images.test_kernel.build import PAGEFILE_PATH, build_image
+from images.test_kernel.registry import CrashDump, Settings
 from tests.support.crashes import Crash, CrashMaker
+from tests.support.disk import dump_in_pagefile
 from tests.support.libvirt import Domain, Libvirt
-from tests.support.sensor import KINDS
+from tests.support.sensor import KINDS, content_files, sensor_driver
+from tests.support.waiting import wait_for
 
 CrashFactory = Callable[[str, str], Crash]
 
@@ -68,6 +72,35 @@ def crash_of(
     """The crash of a kind in a variant of the sensor; made by the first test that asks for it."""
     maker = CrashMaker(crash_cache, domain_of, libvirt, contract)
     return lambda kind, variant: maker.crash(KINDS[kind], variant)
+
+
+@pytest.fixture
+def complete_dump_of(
+    libvirt: Libvirt, domain_of: MachineFactory, contract: Contract, tmp_path: Path
+) -> Callable[[str], Path]:
+    """Makes a dump of type 1, of a crash by the killer content; takes the sensor's variant."""
+
+    def make(variant: str) -> Path:
+        image = build_image(
+            libvirt.new_image_path(),
+            drivers=[sensor_driver(variant)],
+            files=content_files("killer"),
+            settings=Settings(auto_reboot=False, dump=CrashDump.COMPLETE),
+        )
+        domain = domain_of(image)
+        domain.start()
+        domain.wait_for_crash(contract.deadlines.boot_to_agent)
+        wait_for(
+            "the screen to say that the dump is complete",
+            lambda: "dump complete" in domain.screen_text(),
+            contract.deadlines.dump_writing,
+        )
+        path = tmp_path / "complete.dmp"
+        with domain.disk() as disk:
+            path.write_bytes(dump_in_pagefile(disk.read(PAGEFILE_PATH)))
+        return path
+
+    return make
 
 
 @pytest.hookimpl(wrapper=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby, pairwise
 from pathlib import Path, PureWindowsPath
@@ -25,12 +25,11 @@ from crashdump_analysis.image_identity import expected_image, image_identity, lo
 from crashdump_analysis.modules import loaded_modules
 from crashdump_analysis.report import SCHEMA, StackFrame
 from images.contract import Contract
-from images.test_kernel.build import BUILT, PAGEFILE_PATH, build_image
-from images.test_kernel.registry import CrashDump, Settings
+from images.test_kernel.build import BUILT, build_image
+from images.test_kernel.registry import Settings
 from tests.integration.conftest import CrashFactory, MachineFactory
 from tests.oracle.dbgeng import judge
 from tests.support.crashes import Crash
-from tests.support.disk import dump_in_pagefile
 from tests.support.dumps import Range, as_triage_dump, without_memory
 from tests.support.libvirt import Libvirt
 from tests.support.pdbs import with_unwind_data
@@ -541,27 +540,9 @@ def test_an_nmi_shows_what_ran_across_stacks(crash_of: CrashFactory) -> None:
     assert abs(stack[place].stack_pointer - stack[place - 1].stack_pointer) > 0x10000
 
 
-def test_a_complete_dump(
-    libvirt: Libvirt, domain_of: MachineFactory, contract: Contract, tmp_path: Path
-) -> None:
+def test_a_complete_dump(complete_dump_of: Callable[[str], Path]) -> None:
     """Type 1, with all of memory in it."""
-    image = build_image(
-        libvirt.new_image_path(),
-        drivers=[sensor_driver("a-inlined")],
-        files=content_files("killer"),
-        settings=Settings(auto_reboot=False, dump=CrashDump.COMPLETE),
-    )
-    domain = domain_of(image)
-    domain.start()
-    domain.wait_for_crash(contract.deadlines.boot_to_agent)
-    wait_for(
-        "the screen to say that the dump is complete",
-        lambda: "dump complete" in domain.screen_text(),
-        contract.deadlines.dump_writing,
-    )
-    path = tmp_path / "complete.dmp"
-    with domain.disk() as disk:
-        path.write_bytes(dump_in_pagefile(disk.read(PAGEFILE_PATH)))
+    path = complete_dump_of("a-inlined")
     report = triage(path, symbols=[BUILT, built("a-inlined")])
     assert (report.dump.type, report.warnings) == (1, ())
     assert check_dump(path).state is State.COMPLETE

@@ -150,11 +150,14 @@ def test_each_difference_is_told(
     report: Report, kind: DifferenceKind, place: str, change: Change
 ) -> None:
     found = compare(report, change(report), inlined_at)
-    assert [(one.kind, one.place) for one in found.differences] == [(kind, place)]
-    (one,) = found.differences
+    is_known = kind.value.startswith("known.")
+    told, empty = (found.known, found.differences) if is_known else (found.differences, found.known)
+    assert empty == ()
+    (one,) = told
+    assert (one.kind, one.place) == (kind, place)
     assert one.portable != one.pykd
     assert one.known == KNOWN.get(kind, "")
-    assert bool(one.known) == kind.value.startswith("known.")
+    assert bool(one.known) == is_known
     assert (found.failure, found.limit) == ("", "")
 
 
@@ -220,14 +223,13 @@ def test_schema_lists_the_same_kinds() -> None:
 
 
 def test_report_with_a_comparison(report: Report) -> None:
-    differences = (
-        Difference(DifferenceKind.LINE, "frame 3", "7", "8"),
-        Difference(DifferenceKind.KERNEL_NAME, "0", "ntoskrnl.exe", "ntkrnlmp.exe"),
-    )
-    compared = replace(report, comparison=Comparison(differences, 2, limit="for want of images"))
+    differences = (Difference(DifferenceKind.LINE, "frame 3", "7", "8"),)
+    known = (Difference(DifferenceKind.KERNEL_NAME, "0", "ntoskrnl.exe", "ntkrnlmp.exe"),)
+    found = Comparison(differences, 2, limit="for want of images", known=known)
+    compared = replace(report, comparison=found)
     jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text())).validate(compared.to_dict())
     text = compared.to_text()
-    assert "PYKD     2 differences (2 frames compared)" in text
+    assert "PYKD     1 difference, 1 as the engine is known for (2 frames compared)" in text
     assert "for want of images" in text
     assert "stack.line frame 3: portable 7, pykd 8" in text
     assert f"known: {KNOWN[DifferenceKind.KERNEL_NAME]}" in text
