@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable
 
 from lab.console.log import Log
-from lab.signals import SignalKind, SignalLog
 
 STOP_CODE = re.compile(
     rb'<PROPERTY NAME="STOPCODE" TYPE="string"><VALUE>"0x([0-9A-Fa-f]{1,8})"</VALUE>'
@@ -53,14 +52,3 @@ class ConsoleListener:
     def close(self) -> None:
         """Ends it."""
         self._log.forget(self._look)
-
-
-class StopTextListener(ConsoleListener):
-    """Signals a bug check as soon as the console tells one; for machines nobody else hears."""
-
-    def __init__(self, log: Log, signals: SignalLog) -> None:
-        def told(found: re.Match[bytes]) -> None:
-            code = int(found[1], 16)
-            signals.add(SignalKind.BUG_CHECK, "console", f"stop code 0x{code:X}")
-
-        super().__init__(log, STOP_CODE, told)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Literal
 
 from lab.config import Config, ConfigError
-from lab.power.base import PowerDevice, Witness
+from lab.power.base import PowerDevice
 from lab.power.devices import open_device, outlet_of
-from lab.power.outlet import Outlet
 
 
 def open_power(config: Config, device: str) -> PowerDevice:
@@ -32,28 +30,6 @@ def wire_of(
         return None
     device, _, outlet = wire.partition(":")
     return device, outlet or str(outlet_of(config.settings.power[device]))
-
-
-def machine_outlet(
-    config: Config,
-    machine: str,
-    confirm: Callable[[str], None],
-    *,
-    witness: Witness | None = None,
-    others: Sequence[Witness] = (),
-) -> Outlet:
-    """The outlet of a machine, under its lease (confirm: lab.leases.Lease.confirm).
-
-    The device is opened for it: close outlet.device in the end.
-    """
-    wire = wire_of(config, machine)
-    if wire is None:
-        raise ConfigError(
-            f"{config.where('machines', config.slots()[machine].machine)}: it has no power; give it"
-            ' power = "DEVICE:OUTLET" and a [power.DEVICE] table'
-        )
-    device, outlet = wire
-    return Outlet(open_power(config, device), outlet, confirm, witness=witness, others=others)
 
 
 def owners(config: Config, device: PowerDevice, outlet: str) -> list[str]:

@@ -21,7 +21,8 @@ from lab.console.sac_answers import (
     parse_processes,
     plain,
 )
-from lab.console.stop_text import StopTextListener, stop_codes
+from lab.console.stop_text import stop_codes
+from lab.physical.boots import Boots
 from lab.signals import SignalKind, SignalLog
 
 CAPTURES = Path(__file__).with_name("sac_captures")
@@ -82,7 +83,8 @@ def test_stop_codes(one_line: bool, tmp_path: Path) -> None:
     for size in (1, 7, 64, len(said)):
         signals, log = SignalLog(), Log(tmp_path, str(size))
         log.add(b"before\r\n")
-        listener = StopTextListener(log, signals)
+        signals.add(SignalKind.POWER_ON, "lab")
+        listener = Boots(signals).listen_to(log)
         for start in range(0, len(said), size):
             log.add(said[start : start + size])
         crashes = signals.of(SignalKind.BUG_CHECK)
