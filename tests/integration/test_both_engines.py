@@ -66,7 +66,10 @@ def check(report: Report, variant: str) -> None:
     assert comparison.differences == ()
     kinds = [one.kind for one in comparison.known]
     assert kinds.count(DifferenceKind.KERNEL_NAME) == 1
-    assert variant == "a-inlined" or DifferenceKind.INLINE_EARLY not in kinds
+    # An NMI or a key interrupts the kernel anywhere, and it has inlined functions of its own.
+    kernel_interrupted = any(one.trapped and one.module == "nt" for one in report.stack)
+    if variant != "a-inlined" and not kernel_interrupted:
+        assert DifferenceKind.INLINE_EARLY not in kinds
 
 
 @pytest.mark.parametrize(("kind", "variant"), CRASHES)
@@ -93,14 +96,18 @@ def test_pykds_own_report(crash_of: CrashFactory, kind: str, variant: str) -> No
     with pykd.Engine(options_of(variant)) as engine:
         theirs = answered(engine, dump)
     ours = compared(dump, variant)
+    check(ours, variant)
     assert theirs.engine == "pykd"
     assert theirs.culprit == ours.culprit
     assert theirs.bucket == ours.bucket
     assert theirs.processor == ours.processor
     assert theirs.context.frame == ours.context.frame
-    assert [(one.module, one.function, one.line) for one in theirs.stack] == [
-        (one.module, one.function, one.line) for one in ours.stack
+    # Inlined frames aside, which `compared` compares: the engine's known way with them may show.
+    theirs_and_ours = [
+        [(one.module, one.function, one.line) for one in report.stack if not one.inline]
+        for report in (theirs, ours)
     ]
+    assert theirs_and_ours[0] == theirs_and_ours[1]
 
 
 def test_without_symbols(crash_of: CrashFactory) -> None:

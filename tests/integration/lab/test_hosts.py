@@ -168,7 +168,12 @@ def test_the_second_run_waits_for_the_first(own_lab: TestLab, sensor_file: Path)
             second.wait_for(
                 r"Waiting for a machine; held: vm: \S+ \(run sensor 1\.0\.0\.0 on guest\)"
             )
-            assert "held" in own_lab.lab("machines", exit_code=0).stdout
+            # Between the two it is free for an instant.
+            wait_for(
+                "a holder to show",
+                lambda: "held" in own_lab.lab("machines", exit_code=0).stdout,
+                10,
+            )
             assert (first.end(), second.end()) == (0, 0)
     began = sorted(load_record(run).began for run in own_lab.runs)
     ended = sorted(str(load_record(run).ended) for run in own_lab.runs)
