@@ -16,7 +16,7 @@ from lab.commands import image_name
 from lab.config import Slot, load_config
 from lab.console.log import FollowedLog, Log
 from lab.console.port import Port
-from lab.console.settings import log_folder, open_port
+from lab.console.settings import HANDOVER_SECONDS, log_folder, open_port
 from lab.lab import Lab, Say
 from lab.leases import Holding
 from lab.outcome import LabError
@@ -73,34 +73,57 @@ def console(options: argparse.Namespace, say: Say) -> int:
                         port.write(data)
 
                     return _converse(port.log, press, tell, port)
-        holding = next(
-            (one for one in lab.leases.holdings() if one.slot == slot.name and one.alive), None
-        )
-        if holding is not None:
+        if (holding := _holding(lab, slot)) is not None:
             return _watch_holder(lab, slot, holding, tell)
         if slot.console is None:
             raise LabError(
                 f"{slot.name} is off: nobody holds it. `lab console {slot.name} --type` boots it;"
                 " `lab repro RUN --keep` keeps one running after a run"
             )
-        with _port(lab, slot.name) as port:
+        # Who holds the machine needs the port; its log is there to be watched then.
+        leased = _every(LEASE_SECONDS, lambda: _holding(lab, slot) is not None)
+        with _port(lab, slot.name, wait=0) as port:
             tell(f"Watching {port.line.port}; Ctrl-C ends it")
-            return _watch(port.log, port.log.size, lambda: False, tell, port)
+            interrupted = not _watch(port.log, port.log.size, leased, tell, port)
+            seen = port.log.size
+        holding = None if interrupted else _holding(lab, slot)
+        return 0 if holding is None else _watch_holder(lab, slot, holding, tell, seen)
 
 
-def _port(lab: Lab, slot: str) -> Port:
+def _holding(lab: Lab, slot: Slot) -> Holding | None:
+    """Who holds a machine now."""
+    return next((one for one in lab.leases.holdings() if one.slot == slot.name and one.alive), None)
+
+
+def _every(seconds: float, question: Callable[[], bool]) -> Callable[[], bool]:
+    """Asks so often only; False in between, and True for good once it was."""
+    asked, answer = 0.0, False
+
+    def ask() -> bool:
+        nonlocal asked, answer
+        if not answer and time.monotonic() - asked >= seconds:
+            asked, answer = time.monotonic(), question()
+        return answer
+
+    return ask
+
+
+def _port(lab: Lab, slot: str, wait: float = HANDOVER_SECONDS) -> Port:
     config = lab.config
     settings = config.slots()[slot].console
     assert settings is not None
     return open_port(
-        settings, config.secret, machine=slot, store=config.store, holder="lab console"
+        settings, config.secret, machine=slot, store=config.store, holder="lab console", wait=wait
     )
 
 
-def _watch_holder(lab: Lab, slot: Slot, holding: Holding, tell: Say) -> int:
+def _watch_holder(
+    lab: Lab, slot: Slot, holding: Holding, tell: Say, seen: int | None = None
+) -> int:
     """Shows the log that a machine's holder writes, to the end of the lease.
 
-    A run's own log from its beginning; that of a port, which is older than the run, from now on.
+    A run's own log from its beginning; that of a port, which is older than the run, from `seen`
+    bytes or from now on.
     """
     log = FollowedLog(lab.runs / holding.run_id)
     if slot.console is not None:
@@ -108,24 +131,19 @@ def _watch_holder(lab: Lab, slot: Slot, holding: Holding, tell: Say) -> int:
         log.look()
     tell(f"{holding}; watching its console, Ctrl-C ends it")
 
-    looked, over = 0.0, False
-
     def ended() -> bool:
-        nonlocal looked, over
-        if over or time.monotonic() - looked < LEASE_SECONDS:
-            return over
-        looked = time.monotonic()
-        now = [one for one in lab.leases.holdings() if one.slot == holding.slot]
-        over = not any(one.token == holding.token and one.alive for one in now)
-        return over
+        now = _holding(lab, slot)
+        return now is None or now.token != holding.token
 
-    return _watch(log, log.size, ended, tell)
+    offset = log.size if seen is None else seen
+    _watch(log, offset, _every(LEASE_SECONDS, ended), tell)
+    return 0
 
 
 def _watch(
     log: Log, offset: int, over: Callable[[], bool], tell: Say, port: Port | None = None
-) -> int:
-    """Copies the log to standard output until `over`, or Ctrl-C."""
+) -> bool:
+    """Copies the log to standard output until `over`, or Ctrl-C: False."""
     signals = SignalLog()
     log.listen(signals.wake)
     trouble: str | None = None  # so that the first state is told, too
@@ -151,9 +169,9 @@ def _watch(
             sys.stdout.buffer.write(data)
             sys.stdout.buffer.flush()
             if ending:
-                return 0
+                return True
     except KeyboardInterrupt:
-        return 0
+        return False
     finally:
         log.forget(signals.wake)
 
@@ -199,10 +217,10 @@ def _converse(log: Log, press: Callable[[bytes], None], tell: Say, port: Port | 
             done = terminal or answered or passed >= LONGEST_ANSWER_SECONDS
             return done or keyboard.error is not None
 
-        code = _watch(log, log.size if port else 0, over, tell, port)
+        _watch(log, log.size if port else 0, over, tell, port)
     if keyboard.error is not None:
         raise keyboard.error
-    return code
+    return 0
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 from lab.console.log import Log
 from lab.console.transport import Connection, ConsoleError, ConsoleGone, Line, open_transport
+from lab.signals import DeadlineError, SignalLog
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 10.0
@@ -38,17 +39,17 @@ class PortHeld(ConsoleError):  # noqa: N818 - a state, not a mistake
 class PortHold:
     """The right to open a port, for one holder on this host; ends with the process at the latest.
 
-    folder: where the lab keeps its locks.
+    folder: where the lab keeps its locks. wait: seconds that another holder gets to let it go.
     """
 
-    def __init__(self, folder: Path, port: str, holder: str) -> None:
+    def __init__(self, folder: Path, port: str, holder: str, wait: float = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = os.open(
             folder / f"{quote(port, safe='')}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
         )
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            SignalLog().wait(f"console {port}", self._take, wait)
+        except DeadlineError:
             said = os.pread(self._file, 1000, 0).decode(errors="replace")
             os.close(self._file)
             raise PortHeld(
@@ -58,6 +59,13 @@ class PortHold:
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, f"{holder} (process {os.getpid()})".encode(), 0)
 
+    def _take(self) -> bool:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
     def release(self) -> None:
         """Gives it back."""
         os.close(self._file)
@@ -66,15 +74,16 @@ class PortHold:
 class Port:
     """A console as `line` says, read into `log`; a context manager that closes it.
 
-    locks: the folder of the lab's locks. holder: who has it, for others to read. Raises PortHeld.
+    locks: the folder of the lab's locks. holder: who has it, for others to read. wait: seconds
+    that another holder gets to let the port go. Raises PortHeld.
     A console that cannot be reached yet is no error: `trouble` says what is wrong meanwhile.
     """
 
-    def __init__(self, line: Line, log: Log, *, locks: Path, holder: str) -> None:
+    def __init__(self, line: Line, log: Log, *, locks: Path, holder: str, wait: float = 0) -> None:
         self.line = line
         self.log = log
         self._transport = open_transport(line)
-        self._hold = PortHold(locks, line.port, holder)
+        self._hold = PortHold(locks, line.port, holder, wait)
         self._stop = threading.Event()
         self._again = threading.Event()
         """Set to try again at once."""

@@ -16,6 +16,8 @@ from lab.console.port import Port
 from lab.console.transport import ConsoleError, Line, open_transport
 from lab.toml import Section
 
+HANDOVER_SECONDS = 10.0
+"""`lab console` that only watches lets a port go to who holds the machine; so long it may take."""
 FOLDER = "consoles"
 """In the store: the ports' locks, and a folder with the log of each machine's console."""
 
@@ -65,9 +67,13 @@ def open_port(
     machine: str,
     store: Path,
     holder: str,
+    wait: float = HANDOVER_SECONDS,
 ) -> Port:
-    """The console's port, with its log in store/consoles/MACHINE. Raises PortHeld, ConfigError."""
+    """The console's port, with its log in store/consoles/MACHINE. Raises PortHeld, ConfigError.
+
+    wait: seconds that another holder gets to let the port go.
+    """
     folder = log_folder(store, machine)
     folder.mkdir(parents=True, exist_ok=True)
     line = settings.line(secrets)
-    return Port(line, Log(folder), locks=store / FOLDER / "locks", holder=holder)
+    return Port(line, Log(folder), locks=store / FOLDER / "locks", holder=holder, wait=wait)

@@ -117,5 +117,17 @@ def test_a_console_port_of_lab_toml(
             assert typing.end(DEADLINE) == 0
             assert watching.end(DEADLINE) == 0  # with the lease
             assert "hello" not in watching.output
+    with LiveCommand(lab.command("console", "m1")) as watching:
+        watching.wait_for(r"connected to socket://", DEADLINE)
+        # Who takes the machine gets the port, too; the watcher goes on with the log.
+        with LiveCommand(lab.command("console", "m1", "--type")) as typing:
+            watching.wait_for("m1 is held by .* watching its console", DEADLINE)
+            typing.wait_for(r"connected to socket://", DEADLINE)
+            assert typing.process.stdin is not None
+            typing.process.stdin.close()
+            machine.say(b"up again\r\n")
+            watching.wait_for("up again", DEADLINE)
+            assert typing.end(DEADLINE) == 0
+        assert watching.end(DEADLINE) == 0
     log = tmp_path / "store/consoles/m1/console.log"
-    assert log.read_bytes() == b"hello\r\ngoing down\r\n"
+    assert log.read_bytes() == b"hello\r\ngoing down\r\nup again\r\n"
