@@ -9,6 +9,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -18,6 +20,7 @@ from lab.config import Config, HostSettings
 from lab.images import MIB, ImageStore, worst_case_dump_bytes
 from lab.leases import open_leases
 from lab.outcome import LabError
+from lab.power.wiring import open_power, wire_of
 from lab.virtual.domain_xml import kvm_is_usable
 
 DAEMON_FOLDERS = "/usr/local/sbin:/usr/sbin:/sbin"
@@ -145,6 +148,36 @@ def _of_config(config: Config) -> Iterator[Finding]:
         yield Finding(what, False, detail, f"chmod 600 {config.secrets_file}", required=False)
     for name in config.images:
         yield from _image(config, name)
+    yield from _power(config)
+    consoles = [machine.console for machine in config.settings.machines.values()]
+    if any(console is not None and console.url.startswith("sol:") for console in consoles):
+        yield _program("ipmitool", "ipmitool")
+
+
+def _power(config: Config) -> Iterator[Finding]:
+    """Each machine's outlet and BMC, asked all at once: one that is dead takes its time-outs."""
+    wires = [
+        (slot, part, wire)
+        for slot in config.slots()
+        for part in ("power", "bmc")
+        if (wire := wire_of(config, slot, part)) is not None
+    ]
+    if wires:
+        with ThreadPoolExecutor(len(wires)) as pool:
+            yield from pool.map(lambda one: _outlet(config, *one), wires)
+
+
+def _outlet(config: Config, slot: str, part: str, wire: tuple[str, str]) -> Finding:
+    name, outlet = wire
+    what = f"{part} of {slot}, outlet {outlet} of {name}"
+    try:
+        with closing(open_power(config, name)) as device:
+            place = device.locate(outlet)
+            said = f"{device.address()} reads {device.read(place)}" if device.reads_back else ""
+    except LabError as error:
+        fix = f"see above, or correct {config.where('power', name)}"
+        return Finding(what, False, str(error), fix, required=False)
+    return Finding(what, True, said or "cannot be read back: the machine itself is its witness")
 
 
 def _host(config: Config, name: str, host: HostSettings) -> Finding:

@@ -191,3 +191,45 @@ def test_secrets_that_others_can_read_are_told(load: Loader, tmp_path: Path) -> 
     assert (finding.ok, finding.fix) == (False, f"chmod 600 {secrets}")
     secrets.chmod(0o600)
     assert not [f for f in check(config) if f.what.startswith("secrets")]
+
+
+def test_power_is_read_and_a_device_that_does_not_answer_is_named(
+    load: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAB_SECRET_BMC", "secret")
+    config = load(
+        more="""[machines.m1]
+backend = "machine"
+power = "good:1"
+bmc = "absent"
+[machines.m2]
+backend = "machine"
+power = "blind:2"
+[power.good]
+backend = "exec"
+status = "echo {outlet} is on"
+on = "true"
+off = "true"
+on_pattern = "is on"
+off_pattern = "is off"
+[power.blind]
+backend = "exec"
+on = "true"
+off = "true"
+[power.absent]
+backend = "redfish"
+address = "127.0.0.1:9"
+user = "lab"
+password_secret = "bmc"
+"""
+    )
+    findings = check(config)
+    good = find(findings, "power of m1, outlet 1 of good")
+    assert (good.ok, good.detail[-8:]) == (True, "reads on")
+    blind = find(findings, "power of m2")
+    assert blind.ok
+    assert "its witness" in blind.detail
+    absent = find(findings, "bmc of m1")
+    assert (absent.ok, absent.required) == (False, False)
+    assert "127.0.0.1:9" in absent.detail
+    assert absent.fix.endswith("lab.toml:21: power.absent")
