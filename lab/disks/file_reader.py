@@ -202,21 +202,32 @@ class Volume:
         """What FileInfo holds."""
         meta = file.info.meta
         content = self._content(file)
-        allocated = 0
-        if content is not None and content.info.flags & self._kit.TSK_FS_ATTR_NONRES:
-            empty = int(self._kit.TSK_FS_ATTR_RUN_FLAG_SPARSE) | int(
-                self._kit.TSK_FS_ATTR_RUN_FLAG_FILLER
-            )
-            clusters = sum(run.len for run in content if not int(run.flags) & empty)
-            allocated = clusters * self._files.info.block_size
         return {
             "names": spelled,
             "folder": self._is_folder(meta),
-            "size": 0 if self._is_folder(meta) else meta.size,
+            "size": 0 if self._is_folder(meta) else self._size(file, content),
             "seconds": meta.mtime,
             "nanoseconds": meta.mtime_nano,
-            "allocated": allocated,
+            "allocated": self._allocated(content),
         }
+
+    def _allocated(self, content: Any) -> int:
+        """Bytes of the clusters that hold it."""
+        if content is None or not content.info.flags & self._kit.TSK_FS_ATTR_NONRES:
+            return 0
+        empty = int(self._kit.TSK_FS_ATTR_RUN_FLAG_SPARSE) | int(
+            self._kit.TSK_FS_ATTR_RUN_FLAG_FILLER
+        )
+        clusters = sum(run.len for run in content if not int(run.flags) & empty)
+        return int(clusters * self._files.info.block_size)
+
+    def _size(self, file: Any, content: Any) -> int:
+        """How many bytes there are. FAT knows no holes: where the chain ends, the file does.
+
+        Its entry says more after a power cut while it grew.
+        """
+        size = int(file.info.meta.size)
+        return size if self._is_ntfs else min(size, self._allocated(content))
 
     def list_folder(self, path: list[str], pattern: str) -> list[dict[str, object]]:
         """What is in a folder and matches."""
@@ -241,11 +252,11 @@ class Volume:
             raise RefusedError("encrypted-file", "encrypted by EFS")
         if self._is_compact(file):
             raise RefusedError("compact-file", "stored by Compact OS (WOF), which is not read here")
-        length = min(length, file.info.meta.size - offset)
+        if content is None and file.info.meta.size:
+            raise RefusedError("unreadable", "the file has a size and no content")
+        length = min(length, self._size(file, content) - offset)
         if length <= 0:
             return b""
-        if content is None:
-            raise RefusedError("unreadable", "the file has a size and no content")
         flags = self._kit.TSK_FS_FILE_READ_FLAG_NONE
         if past_valid_data:
             flags = self._kit.TSK_FS_FILE_READ_FLAG_SLACK

@@ -129,6 +129,31 @@ def test_loops_in_the_cluster_chain(volumes: dict[str, bytes]) -> None:
     assert outcomes == {True, False}  # some loops lie in this file's way, some do not
 
 
+def test_a_file_whose_chain_ends_before_its_size(volumes: dict[str, bytes]) -> None:
+    """As after a power cut while it grew: what the chain has is there, and the size says so."""
+    disk = bytearray(volumes["fat32"])
+    path = r"C:\Windows\file number 3.txt"
+    with open_files(MemoryBlocks(disk)) as files:
+        assert files.stat(path).size == 9000
+    first = _first_cluster(disk, b"FILENU~4TXT")
+    _fat_entry(disk, first + 7, 0x0FFFFFFF)
+    with open_files(MemoryBlocks(disk)) as files:
+        assert files.stat(path).size == 4096
+        assert files.read(path) == b"x" * 4096
+        assert files.read(path, 4000, 500) == b"x" * 96
+        assert files.read(path, 4096, 500) == b""
+    _fat_entry(disk, first, 0)  # it begins with a cluster that is free
+    with open_files(MemoryBlocks(disk)) as files:
+        assert len(files.read(path)) == files.stat(path).size <= 512
+
+
+def _first_cluster(disk: bytes, short_name: bytes) -> int:
+    """Where a file's chain begins (fatgen103: its entry's bytes 26 and 20)."""
+    entry = disk.index(short_name)
+    low, high = disk[entry + 26 : entry + 28], disk[entry + 20 : entry + 22]
+    return int.from_bytes(low + high, "little")
+
+
 def test_a_partition_table_that_lies(volumes: dict[str, bytes]) -> None:
     disk = bytearray(volumes["ntfs"])
     for field, value in ((454, 0xFFFFFFF0), (454, 0), (458, 0xFFFFFFFF), (458, 0)):
