@@ -279,16 +279,30 @@ class LibvirtBackend(Backend):
             self._reset_passes = self._events.holds
             self._domain.reset()
 
+    def _hold_again(self) -> None:
+        """Holds restarts again after a reset, if there was a sign of life.
+
+        The watcher does so soon; it must be so before the lab does anything that may cause one.
+        """
+        if self._reset_passes:
+            with self._power:
+                if self._reset_passes and self._events.alive.is_set():
+                    self._domain.hold_restart(self._events.holds)
+                    self._reset_passes = False
+
     def press_power_button(self) -> None:
         """See Backend."""
+        self._hold_again()
         self._domain.press_power_button()
 
     def nmi(self) -> None:
         """See Backend."""
+        self._hold_again()
         self._domain.nmi()
 
     def press_keys(self, keys: Sequence[str]) -> None:
         """See Backend. QEMU lets them go in the opposite order."""
+        self._hold_again()
         self._domain.press_keys(keys)
 
     def _watch(self) -> None:
@@ -303,14 +317,9 @@ class LibvirtBackend(Backend):
                         lambda: domain.disk_statistics(self._disk_name)["rd_bytes"]
                     )
                 # Whoever switches it off holds the lock, and waits for this thread.
-                if (
-                    self._reset_passes
-                    and events.alive.is_set()
-                    and self._power.acquire(blocking=False)
-                ):
+                if self._reset_passes and self._power.acquire(blocking=False):
                     try:
-                        domain.hold_restart(events.holds)
-                        self._reset_passes = False
+                        self._hold_again()
                     finally:
                         self._power.release()
         with suppress(OSError):
@@ -337,6 +346,7 @@ class LibvirtBackend(Backend):
 
     def type_on_console(self, data: bytes) -> None:
         """See Backend. QEMU looks once a second whether somebody types for the first time."""
+        self._hold_again()
         with self._power:
             domain = self._domain
             if self._keyboard is None:
@@ -354,6 +364,7 @@ class LibvirtBackend(Backend):
 
     def agent(self, command: str, arguments: dict[str, Any], deadline: float) -> Any:
         """See Backend."""
+        self._hold_again()
         return self._domain.agent(command, arguments, deadline)
 
     def debugger_port(self) -> str:
