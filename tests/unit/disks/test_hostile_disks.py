@@ -147,7 +147,7 @@ def test_a_file_whose_chain_ends_before_its_size(volumes: dict[str, bytes]) -> N
         assert len(files.read(path)) == files.stat(path).size <= 512
 
 
-def _first_cluster(disk: bytes, short_name: bytes) -> int:
+def _first_cluster(disk: bytes | bytearray, short_name: bytes) -> int:
     """Where a file's chain begins (fatgen103: its entry's bytes 26 and 20)."""
     entry = disk.index(short_name)
     low, high = disk[entry + 26 : entry + 28], disk[entry + 20 : entry + 22]
