@@ -284,8 +284,9 @@ class Collector:
         machine, contract = self._machine, self._machine.contract
         if not ladder.bring_up():
             reason = f"it did not come up again after {evidence.folder.name}"
-            if "crashed in" in (last := evidence.rungs[-1].result):
-                reason += f" ({last.removeprefix('failed: ')})"
+            # Whatever the last rung met, one that saw it crash boot after boot says more.
+            if looped := [rung.result for rung in evidence.rungs if "crashed in" in rung.result]:
+                reason += f" ({looped[-1].removeprefix('failed: ')})"
             evidence.quarantine = reason
             evidence.rungs.append(Rung("quarantine", 0.0, reason))
             raise BackendError(f"{machine.name}: {reason}, so nobody could copy its dump")
