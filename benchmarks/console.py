@@ -19,7 +19,7 @@ import threading
 import time
 import tty
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -203,15 +203,30 @@ def measure_machine(rounds: int, exchanges: int) -> dict[str, list[float]]:
 
         def by_lab(number: int) -> None:
             backend.type_on_console(key(number))
-            watcher.expect(key(number), DEADLINE)
+            watcher.expect(echo(number), DEADLINE)
 
         def by_hand(number: int) -> None:
             os.write(file, key(number))
-            while key(number) not in os.read(file, 4096):
-                continue
+            said = heard(DEADLINE)
+            while echo(number) not in said:
+                said += heard(DEADLINE)
 
-        for exchange in (by_hand, by_lab):  # QEMU looks once a second for who types first
-            exchange(0)
+        def heard(seconds: float) -> bytes:
+            if not select.select([file], [], [], seconds)[0]:
+                raise TimeoutError(f"no echo within {seconds:g} s")
+            return os.read(file, 4096)
+
+        def first_by_hand() -> bool:
+            os.write(file, key(0))
+            with suppress(TimeoutError):
+                return echo(0) in heard(1)
+            return False
+
+        # QEMU looks once a second for who types first, and SAC may not listen yet.
+        wait_for("the first echo", first_by_hand, DEADLINE)
+        by_lab(0)
+        for exchange in (by_hand, by_lab):
+            exchange(1)
         for _ in range(rounds):
             times[hand].append(timed(by_hand, exchanges))
             times[lab].append(timed(by_lab, exchanges))
@@ -219,8 +234,13 @@ def measure_machine(rounds: int, exchanges: int) -> dict[str, list[float]]:
 
 
 def key(number: int) -> bytes:
-    """A letter that SAC echoes, each time another."""
-    return b"%c" % (ord("a") + number % 26)
+    """A letter, each time another, and then its erasure: SAC's line has an end."""
+    return b"\x7f" if number % 2 else b"%c" % (ord("a") + number // 2 % 26)
+
+
+def echo(number: int) -> bytes:
+    """What SAC says to it."""
+    return b"\b \b" if number % 2 else key(number)
 
 
 def milliseconds(times: Times) -> str:
