@@ -12,6 +12,7 @@ from lab.check import check, print_findings
 from lab.config import Config, ConfigError, load_config
 from lab.lab import Lab, Say
 from lab.leases import Lease
+from lab.progress import progress
 from lab.record import Record, Scenario, new_run_id
 from lab.run import Run
 from lab.saved_state import with_memory
@@ -140,7 +141,9 @@ def check_machine(options: argparse.Namespace, say: Say) -> int:
             raise
         say(f"Without a lab: {error}")
         config = None
-    return 0 if print_findings(check(config)) else 1
+    with progress(say, "the look at this machine and at what lab.toml names"):
+        findings = check(config)
+    return 0 if print_findings(findings) else 1
 
 
 def machines(options: argparse.Namespace, say: Say) -> int:

@@ -284,9 +284,8 @@ class Collector:
         machine, contract = self._machine, self._machine.contract
         if not ladder.bring_up():
             reason = f"it did not come up again after {evidence.folder.name}"
-            # Whatever the last rung met, one that saw it crash boot after boot says more.
-            if looped := [rung.result for rung in evidence.rungs if "crashed in" in rung.result]:
-                reason += f" ({looped[-1].removeprefix('failed: ')})"
+            if ladder.loop:
+                reason += f" ({ladder.loop})"
             evidence.quarantine = reason
             evidence.rungs.append(Rung("quarantine", 0.0, reason))
             raise BackendError(f"{machine.name}: {reason}, so nobody could copy its dump")

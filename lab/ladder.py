@@ -58,6 +58,8 @@ class Ladder:
         self._look = look
         self.said_by_sac = "nobody asked SAC"
         """Whether it answered: a sign that the kernel still schedules."""
+        self.loop = ""
+        """Whether it crashed boot after boot on the way up: in words, or nothing."""
 
     @contextmanager
     def rung(self, name: str) -> Iterator[Rung]:
@@ -247,9 +249,8 @@ class Ladder:
                 lambda boot=boot: machine.boot > boot,  # type: ignore[misc]
                 deadlines.dump_writing + deadlines.boot_to_agent,
             )
-        raise BackendError(
-            f"{machine.name} crashed in {limit} boots in a row before its agent answered"
-        )
+        self.loop = f"{machine.name} crashed in {limit} boots in a row before its agent answered"
+        raise BackendError(self.loop)
 
     def _news(self, boot: int) -> str:
         """What became of a boot: "up" when its agent answers, "down" when it ended; else empty."""

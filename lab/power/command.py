@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 
 from lab.config import Config, ConfigError, load_config
 from lab.lab import Lab, Say
@@ -13,10 +11,8 @@ from lab.leases import Lease
 from lab.power.devices import outlet_of
 from lab.power.outlet import Outlet
 from lab.power.wiring import open_power, owners, wire_of
+from lab.progress import progress
 from lab.record import new_run_id
-
-PROGRESS_SECONDS = 2.0
-"""Until the first word of what is going on; then twice as long each time."""
 
 
 def power(options: argparse.Namespace, say: Say) -> int:
@@ -43,7 +39,7 @@ def power(options: argparse.Namespace, say: Say) -> int:
                 for machine in machines
             ]
             outlet = Outlet(device, outlet_name, lambda what: _confirm(leases, what))
-        with _progress(say, f"{options.action} of {outlet.name}"):
+        with progress(say, f"{options.action} of {outlet.name}"):
             result = getattr(outlet, options.action)()
     print(result)
     return 0
@@ -73,23 +69,3 @@ def _confirm(leases: list[Lease], action: str) -> None:
     """Of each machine on the outlet; an outlet of no machine is free to all."""
     for lease in leases:
         lease.confirm(action)
-
-
-@contextmanager
-def _progress(say: Say, what: str) -> Iterator[None]:
-    """Says now and then that it is still going on."""
-    done = threading.Event()
-
-    def tell() -> None:
-        pause = PROGRESS_SECONDS
-        while not done.wait(pause):
-            say(f"Still at {what}")
-            pause *= 2
-
-    thread = threading.Thread(target=tell, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()

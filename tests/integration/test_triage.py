@@ -1,17 +1,12 @@
-"""Triage of every crash: right by the sensor's sources, and the same as Microsoft's engine says.
-
-The sources, the image files and the way of crashing are known. Microsoft's engine is asked only
-where its terms were accepted; what it must agree on is bug check, parameters, modules, registers
-and every frame.
-"""
+"""Triage of every crash: right by the sensor's sources, the image files, the way of crashing."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from itertools import groupby, pairwise
+from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path, PureWindowsPath
 
 import jsonschema
@@ -20,7 +15,6 @@ import pytest
 
 from crashdump_analysis import Report, State, check_dump, read_header, triage
 from crashdump_analysis.dump import open_dump
-from crashdump_analysis.engines import StackFrame as EngineFrame
 from crashdump_analysis.image_identity import expected_image, image_identity, loaded_image
 from crashdump_analysis.modules import loaded_modules
 from crashdump_analysis.report import SCHEMA, StackFrame
@@ -28,15 +22,14 @@ from images.contract import Contract
 from images.test_kernel.build import BUILT, build_image
 from images.test_kernel.registry import Settings
 from tests.integration.conftest import CrashFactory, MachineFactory
-from tests.oracle.dbgeng import judge
 from tests.support.crashes import Crash
 from tests.support.dumps import Range, as_triage_dump, without_memory
 from tests.support.libvirt import Libvirt
 from tests.support.pdbs import with_unwind_data
 from tests.support.sensor import (
+    BUGS,
     CRASHES,
     KINDS,
-    ONE_OF_EACH,
     VARIANTS,
     WITH_THE_BUG,
     built,
@@ -46,25 +39,13 @@ from tests.support.sensor import (
     source_function,
     source_line,
 )
-from tests.support.symbols import Place, export, places
+from tests.support.symbols import export
 from tests.support.waiting import wait_for
 
 every_crash = pytest.mark.parametrize(("kind", "variant"), CRASHES)
-every_bug = pytest.mark.parametrize(
-    ("kind", "variant"), [one for one in CRASHES if KINDS[one[0]].frames]
-)
+every_bug = pytest.mark.parametrize(("kind", "variant"), BUGS)
 KERNEL = BUILT / "ntoskrnl.exe"
 PDBS = {"nt": BUILT / "ntkrnlmp.pdb"}
-KTRAP_FRAME = {
-    "rax": 0x30,
-    "rcx": 0x38,
-    "rdx": 0x40,
-    "r8": 0x48,
-    "r9": 0x50,
-    "r10": 0x58,
-    "r11": 0x60,
-}
-"""Offsets of the volatile registers (public symbols)."""
 HEADS = {"killer": "AV_R_INVALID", "freed": "AV", "exception": "AV", "hang": "0x133_DPC"}
 """What WinDbg's grammar puts before the module in the bucket of each bug."""
 
@@ -355,171 +336,6 @@ def test_the_loaded_images_are_the_files(crash_of: CrashFactory, variant: str) -
             assert image_identity(expected_image(file)) != image_identity(
                 loaded_image(memory, sensor, files["sensor"])
             )
-
-
-# Microsoft's engine. Where it and the report are made to differ, a rule says how.
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A frame as an engine shows it: names, and where the instruction and stack pointer are."""
-
-    module: str | None
-    function: str | None
-    file: str
-    line: int | None
-    offset: int | None
-    instruction: int
-    stack_pointer: int
-    inline: bool
-
-
-def shown_by_engine(frame: EngineFrame) -> Shown:
-    return Shown(
-        frame["module"],
-        frame["function"],
-        _file_name(frame["file"]),
-        frame["line"],
-        None if frame["inline"] else frame["displacement"],
-        frame["instruction"],
-        frame["child_sp"],
-        frame["inline"],
-    )
-
-
-def _file_name(path: str | None) -> str:
-    return PureWindowsPath((path or "").replace("/", "\\")).name
-
-
-def engine_places(pdb: Path, rva: int, *, first: bool) -> list[Place]:
-    """What this engine shows at an instruction: it looks at two addresses.
-
-    A function's own line is that of the instruction the frame names, so after a call it is the
-    line behind the call. Functions inlined there, and their lines, are those of the byte before it
-    as long as that is in the same function: right after a call, one byte early where the
-    instruction was interrupted. In the first frame, where the processor was, nothing is inlined
-    that is not at the instruction itself. The report looks at the byte before a return address and
-    at an interrupted instruction itself.
-    """
-    at, before = places(pdb, rva), places(pdb, rva if first else rva - 1)
-    if not before or before[-1].function != at[-1].function:
-        before = at
-    return [*before[:-1], at[-1]]
-
-
-def expected_of_engine(report: Report, pdbs: dict[str, Path]) -> list[Shown]:
-    """The report's stack as the engine should show it."""
-    bases = {one.name: one.base for one in report.modules}
-    expected = []
-    groups = groupby(report.stack, lambda one: (one.instruction, one.stack_pointer))
-    for number, (_, group) in enumerate(groups):
-        *_, own = group  # the function itself, behind those inlined in it
-        assert own.module is not None
-        rva = own.instruction - bases[own.module]
-        *inlined, place = engine_places_or_own(pdbs[own.module], rva, own, first=number == 0)
-        for one in inlined:
-            expected.append(_shown(own, one, inline=True))
-        expected.append(_shown(own, place, inline=False))
-    return expected
-
-
-def engine_places_or_own(pdb: Path, rva: int, own: StackFrame, *, first: bool) -> list[Place]:
-    """As `engine_places`, but a function without lines is shown as the report has it."""
-    if own.file is None:
-        return [Place(own.function or "", "", 0)]
-    return engine_places(pdb, rva, first=first)
-
-
-def _shown(own: StackFrame, place: Place, *, inline: bool) -> Shown:
-    return Shown(
-        own.module,
-        place.function,
-        _file_name(place.file),
-        place.line or None,
-        None if inline else own.offset,
-        own.instruction,
-        own.stack_pointer,
-        inline,
-    )
-
-
-def test_the_engines_rule_about_inlined_functions() -> None:
-    """It is needed: there are instructions at which the byte before tells another story."""
-    pdb = built("a-inlined") / "sensor.pdb"
-    differing = same = 0
-    with pefile.PE(str(pdb.with_name("sensor.sys")), fast_load=True) as image:
-        (text,) = [one for one in image.sections if one.Name.startswith(b".text")]
-    for rva in range(text.VirtualAddress + 1, text.VirtualAddress + text.Misc_VirtualSize):
-        try:
-            at = places(pdb, rva)
-            shown = engine_places(pdb, rva, first=False) if at else []
-        except TypeError:
-            continue  # no lines there
-        if shown:
-            assert shown[-1] == at[-1]
-            differing += shown != at
-            same += shown == at
-    assert differing > 100
-    assert same > differing
-
-
-@pytest.mark.parametrize(("kind", "variant"), ONE_OF_EACH)
-def test_microsofts_engine_agrees(crash_of: CrashFactory, kind: str, variant: str) -> None:
-    engine = judge()
-    crash = crash_of(kind, variant)
-    folders = [BUILT, built(variant)]
-    engine.open(crash.dump, symbols=folders, images=folders)
-    theirs, ours = engine.report(), reported(crash, variant)
-    assert ours.bug_check.raw_code == theirs["bug_check"]["code"]
-    assert [one.value for one in ours.bug_check.parameters] == theirs["bug_check"]["parameters"]
-    assert sorted(
-        (one.name, one.base, one.size, one.timestamp, one.checksum) for one in ours.modules
-    ) == sorted(
-        (one["name"], one["base"], one["size"], one["timestamp"], one["checksum"])
-        for one in theirs["modules"]
-        if not one["unloaded"]
-    )
-    system = theirs["system"]
-    assert (ours.machine.build, ours.machine.processors) == (system["build"], system["processors"])
-    assert ours.machine.build_lab in system["build_text"] or system["build_text"] in (
-        ours.machine.build_lab
-    )
-    assert ours.dump.time is not None
-    assert int(ours.dump.time.timestamp()) == system["time"]
-    pdbs = {**PDBS, "sensor": built(variant) / "sensor.pdb"}
-    assert expected_of_engine(ours, pdbs) == [shown_by_engine(one) for one in theirs["stack"]]
-
-
-@every_bug
-def test_microsofts_engine_agrees_on_the_fault(
-    crash_of: CrashFactory, kind: str, variant: str
-) -> None:
-    """Registers at the fault, by the records that `.trap` and `.cxr` are given."""
-    engine = judge()
-    crash = crash_of(kind, variant)
-    folders = [BUILT, built(variant)]
-    engine.open(crash.dump, symbols=folders, images=folders)
-    ours = reported(crash, variant)
-    if kind == "hang":
-        # Found by walking, which the test of the stack compares.
-        assert ours.context.source == "the first interrupt on the stack"
-        return
-    record = int(ours.context.source.partition(" at ")[2].split()[0], 16)
-    if kind == "exception":
-        names = ["rip", "rsp", *KTRAP_FRAME]
-        theirs = engine.context_record(record)["registers"]
-    else:
-        names = ["rip", "rsp", "rbp"]
-        theirs = engine.trap_frame(record)["registers"]
-        # `.trap` shows these as zero where a byte of the frame says that they were not saved, and
-        # that byte is not always written. So they are compared in memory, as the engine reads it.
-        saved = engine.read([(record + offset, 8) for offset in KTRAP_FRAME.values()])
-        for name, data in zip(KTRAP_FRAME, saved, strict=True):
-            assert data is not None
-            assert ours.context.registers[name] == int.from_bytes(data, "little")
-    assert {one: ours.context.registers[one] for one in names} == {
-        one: theirs[one] for one in names
-    }
 
 
 def test_the_first_frame_is_the_entry_of_kebugcheckex(crash_of: CrashFactory) -> None:

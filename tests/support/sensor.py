@@ -169,6 +169,8 @@ KINDS = {
 }
 CRASHES = [(kind.name, variant) for kind in KINDS.values() for variant in kind.variants]
 """Every kind with every variant in which it happens."""
+BUGS = [one for one in CRASHES if KINDS[one[0]].frames]
+"""Of those, the ones that the sensor caused."""
 ONE_OF_EACH = [
     pytest.param(*one, marks=[] if one[1] == KINDS[one[0]].variants[0] else [pytest.mark.slow])
     for one in CRASHES

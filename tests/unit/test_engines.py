@@ -403,13 +403,19 @@ def test_what_takes_long_is_told(
     """A pipe that nobody writes to is no dump file; an engine that is slow is what takes long."""
     fake_engine.install(tmp_path, monkeypatch, open="killed")
     program = Path(os.environ["LAB_PYKD_PYTHON"])
-    slow = program.read_text().replace("import json,", "import time; time.sleep(3.5)\nimport json,")
-    program.write_text(slow)
-    done = subprocess.run(
-        [sys.executable, "-m", "crashdump_analysis.triage", str(dump), "--engine", "pykd"],
-        capture_output=True,
-        text=True,
-        check=False,
+    os.mkfifo(go := tmp_path / "go")
+    program.write_text(
+        program.read_text().replace("import json,", f"open({str(go)!r}).read()\nimport json,")
     )
-    assert done.returncode == 3
-    assert f"{dump}: Microsoft's engine opens it, on this machine (2 s)" in done.stderr
+    with subprocess.Popen(
+        [sys.executable, "-m", "crashdump_analysis.triage", str(dump), "--engine", "pykd"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        told = process.stderr.readline()
+        go.write_text("")
+        process.stderr.read()
+    assert process.returncode == 3
+    assert f"{dump}: Microsoft's engine opens it, on this machine (2 s)" in told

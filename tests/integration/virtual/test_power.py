@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import lab.virtual.libvirt
 from images.contract import Contract
 from images.test_kernel.build import PAGEFILE_PATH, build_image
 from images.test_kernel.registry import CrashDump, Settings
@@ -82,7 +83,12 @@ def test_holding_is_switched_while_it_runs(slot: Slot) -> None:
     slot.heard(SignalKind.AGENT_UP, 3)
 
 
-def test_reset_button_boots_and_the_next_restart_is_held(slot: Slot) -> None:
+@pytest.mark.parametrize("watch_seconds", [lab.virtual.libvirt.WATCH_SECONDS, 60])
+def test_reset_button_boots_and_the_next_restart_is_held(
+    slot: Slot, monkeypatch: pytest.MonkeyPatch, watch_seconds: float
+) -> None:
+    """Also where the lab causes it before the watcher has looked."""
+    monkeypatch.setattr(lab.virtual.libvirt, "WATCH_SECONDS", watch_seconds)
     slot.boot()
     slot.backend.reset()
     slot.heard(SignalKind.AGENT_UP, 2)

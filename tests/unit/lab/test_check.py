@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -233,3 +234,30 @@ password_secret = "bmc"
     assert (absent.ok, absent.required) == (False, False)
     assert "127.0.0.1:9" in absent.detail
     assert absent.fix.endswith("lab.toml:21: power.absent")
+
+
+def test_what_takes_long_is_told(load: Loader, tmp_path: Path) -> None:
+    os.mkfifo(answer := tmp_path / "answer")
+    config = load(
+        more=f"""[machines.m1]
+backend = "machine"
+power = "slow:1"
+[power.slow]
+backend = "exec"
+status = "cat {answer}"
+on = "true"
+off = "true"
+on_pattern = "is on"
+off_pattern = "is off"
+"""
+    )
+    command = [sys.executable, "-m", "lab", "check", "--lab", str(config.file)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        told = process.stdout.readline()
+        answer.write_text("is on")
+        said = process.stdout.read()
+    assert "Still at the look at this machine" in told
+    assert "reads on" in said

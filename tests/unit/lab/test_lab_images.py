@@ -317,7 +317,8 @@ def test_an_image_is_built_anew_when_command_contract_or_inputs_change(
 
 def test_two_who_want_an_image_build_it_once(open_images: Opener, tmp_path: Path) -> None:
     count = "Path('built').open('a').write('x')"
-    wait = "while not Path('go').exists(): time.sleep(0.01)"
+    os.mkfifo(tmp_path / "go")
+    wait = "open('go').read()"  # until somebody writes to it
     images = open_images(builder(tmp_path, f"{count}\nprint('there', flush=True)\n{wait}\ndisk()"))
     said: list[str] = []
     threads = [threading.Thread(target=images.image, args=("own", said.append)) for _ in range(2)]
@@ -328,7 +329,7 @@ def test_two_who_want_an_image_build_it_once(open_images: Opener, tmp_path: Path
         lambda: "  there" in said and any("Waiting for" in text for text in said),
         DEADLINE,
     )
-    (tmp_path / "go").touch()
+    (tmp_path / "go").write_text("")
     for thread in threads:
         thread.join(DEADLINE)
     assert (tmp_path / "built").read_text() == "x"
